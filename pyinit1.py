@@ -1,0 +1,1616 @@
+#!/usr/bin/python3 -IS
+"""pyinit1: PID 1 in one file. Keeps one server alive, reaps every orphan, ends a container or a machine in good order.
+
+usage: pyinit1.py [OPTIONS] [--] [COMMAND [ARG...]]
+       poweroff | reboot | halt             (a link to this file under one of these names: tells PID 1)
+
+Without COMMAND it keeps zinit-server alive; COMMAND is run once, or kept alive with --respawn.
+
+  -c, --container         end by exiting, never by reboot(2)
+      --respawn           keep COMMAND alive instead of running it once
+  -g, --group             forward signals to COMMAND's process group, not to COMMAND alone
+  -r, --rewrite FROM:TO   forward TO when FROM comes; names or numbers, 0 drops it; may be repeated
+  -e, --exit-ok CODE      COMMAND's exit status CODE counts as 0; may be repeated
+  -p, --parent-death SIG  our own signal when our parent dies, for use outside a container
+      --stop-timeout S    seconds that the server or COMMAND may take to stop (30)
+      --grace S           seconds that everything else has between SIGTERM and SIGKILL (10)
+      --log-level L       error, warn, info, debug, trace (info)
+      --check             try what can be tried without touching the system, say what was found
+      --adopt-server PID  internal: the server already runs
+  -s, -v, -w              as tini's: a subreaper (always), log level debug, warn of each reaped orphan
+  -h, --help              this text
+  -V, --version           the version
+
+environment: ZINIT_CONTAINER (as -c), PYINIT1_STOP_TIMEOUT, PYINIT1_GRACE, ZINIT_LOG_LEVEL; ZINIT_CONFIG_DIR and
+ZINIT_SOCKET (the server's -c and -s), PYINIT1_SERVER (its path), PYINIT1_COMMAND (COMMAND for a VM). Options win.
+
+mode           when                                                     what it may do
+VM             PID 1 of the initial PID namespace, whatever is asked    mount, reboot(2), kill(-1)
+container      -c, ZINIT_CONTAINER, $container, or another namespace's  kill(-1), if it is PID 1
+plain process  anything else                                            nothing but to its own descendants
+
+signal                     with a kept server, and in any VM
+SIGTERM, SIGPWR, 38        power off
+SIGINT, 39                 reboot
+37                         halt
+SIGUSR1                    soft restart of the server: its services go on
+SIGUSR2                    self-update
+SIGCHLD                    reap
+SIGTSTP, SIGTTIN, SIGTTOU  ignored
+SIGSEGV, SIGBUS, SIGFPE,
+SIGILL, SIGTRAP, SIGSYS    no handler: after a real fault it would be called for ever
+others                     logged
+
+In a container or a plain process "power off" and "reboot" mean: stop in order, exit 0. COMMAND run once gets all of
+them forwarded there, but SIGCHLD and the faults. Seven SIGINT within 2 s end at once, without order.
+
+exit status: COMMAND's own, 128+N if signal N killed it, 127 not found, 126 not executable; 0 for a server that was
+ended by request; 2 for a bad option. In a VM it never exits: that would be a kernel panic.
+
+files: /etc/zinit/services, /run/zinit.sock, /run/zinit/state.json, /etc/hostname
+
+Why it is written as it is: PID 1 that blocks stops the reaping, PID 1 that dies takes everything along, and at
+shutdown files may be gone. So there is one loop with one blocking call, every wait has a bound, imports are few
+(each costs milliseconds of boot) and none is made at the end. Read it from top to bottom: nothing is used before it
+is met.
+"""
+
+# ---- imports: what the start needs; ctypes, json, socket and others come later, see load_libc and load_the_rest
+
+import sys
+
+if __name__ == "__main__" and not sys.flags.isolated:
+    # Started as `python3 pyinit1.py`: a /signal.py beside this file, or one on PYTHONPATH, must not become part of PID 1.
+    _library = "%s/%s/python%d.%d" % (sys.base_prefix, sys.platlibdir, *sys.version_info[:2])
+    sys.path[:] = [path for path in sys.path if path in (_library, _library + "/lib-dynload")]
+
+import signal
+
+if __name__ == "__main__":
+    # No request is lost: what comes from here on waits until the loop can answer it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+import errno
+import fcntl
+import os
+import select
+import stat
+import time
+
+VERSION = "0.1.0"
+
+# ---- policy: every wait has a bound here, in seconds, and every bound a name
+
+STOP_TIMEOUT = 30.0  # default: the server or COMMAND, from the request to end to SIGKILL
+GRACE = 10.0  # default: everything else, from SIGTERM to SIGKILL
+RESPAWN_DELAY = 1.0  # from the server's death to the next start
+RPC_LIMIT = 5.0  # one request to the server: connecting and answering together
+RESTART_LIMIT = 5.0  # soft restart: the server's exit after it was asked; then the same for services it left
+KILL_WAIT = 0.5  # reaping after SIGKILL; who is still there sleeps uninterruptibly
+SYNC_LIMIT = 10.0  # sync(2) at the end
+HURRY_LIMIT = 2.0  # sync(2) when nobody wants to wait any more
+LOOK_AGAIN = 0.05  # between two looks at what sends no signal: others' children, a full backlog
+SAY_AGAIN = 60.0  # a line that would come every second comes once in this time
+INTERRUPTS, INTERRUPTS_WITHIN = 7, 2.0  # so many SIGINT within so many seconds: end at once
+LONGEST_SLEEP = 86400.0  # poll(2) takes its timeout in an int of milliseconds
+
+LINE_BYTES = 900  # of one log line: /dev/kmsg takes less than 1 kB
+ANSWER_BYTES = 65536  # of the server's answer; the real ones have less than 100
+REAP_AT_ONCE = 1000  # children reaped before signals and deadlines are looked at again
+NAMES = 20  # processes named in one line
+
+SERVER_PATHS = ("/sbin/zinit-server", "/usr/sbin/zinit-server", "/usr/bin/zinit-server", "/usr/local/bin/zinit-server")
+CONFIG_DIR = "/etc/zinit/services"
+SOCKET = "/run/zinit.sock"
+STATE_PATH = "/run/zinit/state.json"  # where the server saves its state before a soft restart
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+OPEN_FILES = 524288  # the hard RLIMIT_NOFILE in a VM
+
+VM, CONTAINER, PLAIN = "VM", "container", "plain process"
+
+# ---- the kernel's constants
+
+PROC_PID_INIT_INO = 0xEFFFFFFC  # include/linux/proc_ns.h: inode of the initial PID namespace
+PF_KTHREAD = 0x00200000  # include/linux/sched.h: flag of a kernel thread in /proc/PID/stat
+RB_AUTOBOOT, RB_HALT_SYSTEM, RB_POWER_OFF, RB_DISABLE_CAD = 0x01234567, 0xCDEF0123, 0x4321FEDC, 0  # <sys/reboot.h>
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_STRICTATIME = 2, 4, 8, 1 << 24  # <linux/mount.h>
+TIOCSCTTY = 0x540E  # <asm-generic/ioctls.h>
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # <linux/sockios.h>, <linux/if.h>
+AF_INET, SOCK_DGRAM = 2, 2  # <bits/socket.h>
+
+# ---- the log: one line each, never blocking
+
+LEVELS = ("error", "warn", "info", "debug", "trace")  # trace is debug
+KMSG = os.makedev(1, 11)  # Documentation/admin-guide/devices.txt: /dev/kmsg
+KMSG_PRIORITIES = (3, 4, 6, 7)  # <sys/syslog.h>: LOG_ERR, LOG_WARNING, LOG_INFO, LOG_DEBUG
+
+
+def log_level(name):
+    """The index in LEVELS of a level that is written; trace is debug."""
+    return min(LEVELS.index(name), LEVELS.index("debug"))
+
+
+def one_line(text):
+    """`text` with everything that is not printable escaped: one line, whatever a file name or a server put in it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class Log:
+    """Writes `pyinit1: what happened: details`. A line that cannot be written at once is dropped, never waited for."""
+
+    def __init__(self):
+        self.level = LEVELS.index("info")
+        self.fd = None  # where lines go; until it is open they are kept in `early`
+        self.early = []
+        self.shared = False  # the descriptor is COMMAND's as well, so O_NONBLOCK must not be set on it
+        self.kmsg = False
+        self.said = {}  # when each line of `seldom` was last written, time.monotonic()
+
+    def open(self, vm):
+        """Open the descriptor: the console in a VM (the kernel's log without one), else stderr anew, for ourselves."""
+        if vm:
+            self.fd = open_first(("/dev/console", "/dev/kmsg"))
+            self.kmsg = self.fd is not None and os.fstat(self.fd).st_rdev == KMSG
+        else:
+            # A regular file opened anew would have an offset of its own, and we would write over COMMAND's lines.
+            anew = not stat.S_ISREG(os.fstat(2).st_mode)
+            self.fd = open_first(("/proc/self/fd/2",)) if anew else None
+            self.shared = self.fd is None
+            self.fd = 2 if self.shared else self.fd
+        if self.kmsg:
+            write_file("/proc/sys/kernel/printk_devkmsg", "on\n")  # else it keeps 10 lines of 30
+        early, self.early = self.early, []
+        for level, text in early:
+            self.write(level, text)
+
+    def write(self, level, text):
+        """Write one line at `level`, an index of LEVELS; never raises OSError, never blocks."""
+        if self.fd is None:
+            self.early.append((level, text))
+            return
+        if level > self.level:
+            return
+        line = f"pyinit1: {one_line(text)}".encode("utf-8", "backslashreplace")[: LINE_BYTES - 1] + b"\n"
+        if self.kmsg:
+            line = b"<%d>" % KMSG_PRIORITIES[level] + line
+        try:
+            if not self.shared or is_writable(self.fd):
+                os.write(self.fd, line)
+        except OSError:
+            pass  # nobody reads any more: no reason to stop
+
+    def error(self, text):
+        self.write(0, text)
+
+    def warn(self, text):
+        self.write(1, text)
+
+    def info(self, text):
+        self.write(2, text)
+
+    def debug(self, text):
+        self.write(3, text)
+
+    def seldom(self, text):
+        """An error that comes again every second: written once a minute."""
+        now = time.monotonic()
+        if now - self.said.get(text, -SAY_AGAIN) >= SAY_AGAIN:
+            self.said = {text: now}
+            self.error(text)
+
+
+def open_first(paths):
+    """The descriptor of the first of `paths` that opens for writing without blocking, or None."""
+    for path in paths:
+        try:
+            return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_APPEND)
+        except OSError:
+            pass
+    return None
+
+
+def is_writable(fd):
+    """poll(2): would a write of at most PIPE_BUF bytes to `fd` go through at once?"""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
+def write_file(path, text):
+    """Write `text` to an existing file of /proc or /sys; a failure is logged at debug. -> whether it was written."""
+    try:
+        fd = os.open(path, os.O_WRONLY)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+        return True
+    except OSError as why:
+        log.debug(f"not written: {path}: {why.strerror}")
+        return False
+
+
+def read_file(path, limit=65536):
+    """At most `limit` bytes of the file at `path`. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(fd, limit)
+    finally:
+        os.close(fd)
+
+
+log = Log()
+
+# ---- libc: what Python has no call for
+
+libc = None
+
+
+def load_libc():
+    """Load libc by ctypes, once, before anything needs it. Without ctypes the calls below raise OSError ENOSYS."""
+    global libc
+    if libc is not None:
+        return
+    try:
+        from ctypes import CDLL, c_char_p, c_int, c_ulong
+
+        library = CDLL(None, use_errno=True)
+        library.reboot.argtypes = [c_int]
+        library.prctl.argtypes = [c_int, c_ulong, c_ulong, c_ulong, c_ulong]
+        library.mount.argtypes = [c_char_p, c_char_p, c_char_p, c_ulong, c_char_p]
+        library.sethostname.argtypes = [c_char_p, c_ulong]
+        library.socket.argtypes = [c_int, c_int, c_int]
+        libc = library
+    except (ImportError, OSError, AttributeError) as why:
+        log.error(f"no ctypes: {why}: no mounts, no subreaper, no reboot(2)")
+
+
+def call(name, *arguments):
+    """libc's function `name`, and its result. Raises OSError with errno where that is -1."""
+    if libc is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), name)
+    result = getattr(libc, name)(*arguments)
+    if result == -1:
+        from ctypes import get_errno  # loaded with libc, so no file is read for it
+
+        raise OSError(get_errno(), os.strerror(get_errno()), name)
+    return result
+
+
+def reboot(command):
+    """reboot(2). Raises OSError; refused with EPERM in every process but PID 1, as a machine may depend on it."""
+    if os.getpid() != 1:
+        raise OSError(errno.EPERM, "we are not PID 1", "reboot")
+    call("reboot", command)
+
+
+def prctl(option, argument):
+    """prctl(2) with one argument. Raises OSError."""
+    call("prctl", option, argument, 0, 0, 0)
+
+
+def mount(source, target, fstype, flags, data):
+    """mount(2). Raises OSError."""
+    call("mount", source.encode(), os.fsencode(target), fstype.encode(), flags, data.encode())
+
+
+def kill(pid, number):
+    """kill(2). Whom it does not find is gone already, and a refusal is logged: we may be PID 1 without being root."""
+    try:
+        if pid == -1 and os.getpid() != 1:
+            raise OSError(errno.EPERM, "only PID 1 may")
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+    except OSError as why:
+        log.warn(f"not signalled: pid {pid}: {signal_name(number)}: {why.strerror}")
+
+
+# ---- signals: the one table
+
+POWER_OFF, REBOOT, HALT = ENDINGS = ("power off", "reboot", "halt")
+SOFT_RESTART, SELF_UPDATE, REAP = "soft restart", "self-update", "reap"
+UNHEARD, FAULT, OTHER = "ignored by the kernel", "no handler", "ignored"
+
+# Of two signals in one wake-up the one that stands first here is answered first.
+# 37, 38 and 39 are systemd's halt, power off and reboot, whatever number SIGRTMIN has in this libc.
+SIGNALS = (
+    (REAP, (signal.SIGCHLD,)),
+    (POWER_OFF, (signal.SIGTERM, signal.SIGPWR, 38)),
+    (REBOOT, (signal.SIGINT, 39)),
+    (HALT, (37,)),
+    (SOFT_RESTART, (signal.SIGUSR1,)),
+    (SELF_UPDATE, (signal.SIGUSR2,)),
+    (UNHEARD, (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)),
+    (FAULT, (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)),
+)
+RANK = {number: rank for rank, (_, numbers) in enumerate(SIGNALS) for number in numbers}
+
+
+def action_for(number):
+    """What the signal `number` means to a kept server's PID 1: an action of SIGNALS, or OTHER."""
+    return SIGNALS[RANK[number]][0] if number in RANK else OTHER
+
+
+def in_order(numbers):
+    """The signals of one wake-up in the order in which they are answered."""
+    return sorted(numbers, key=lambda number: (RANK.get(number, len(SIGNALS)), number))
+
+
+def signal_name(number):
+    """SIGTERM for 15; the bare number where signal(7) has no name for it."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def how_it_ended(status):
+    """In words, what a status of waitpid(2) says."""
+    code = os.waitstatus_to_exitcode(status)
+    return f"exit status {code}" if code >= 0 else f"killed by {signal_name(-code)}"
+
+
+def exit_code(status, exit_ok=()):
+    """Our own exit status for COMMAND's status of waitpid(2): 128+N for signal N; those in `exit_ok` are 0."""
+    code = os.waitstatus_to_exitcode(status)
+    code = code if code >= 0 else 128 - code
+    return 0 if code in exit_ok else code
+
+
+# ---- the command line
+
+
+def parse_seconds(word):
+    if not (word.isascii() and word.replace(".", "", 1).isdigit()):
+        raise ValueError("expected seconds, such as 30 or 2.5")
+    return float(word)
+
+
+def parse_level(word):
+    if word not in LEVELS:
+        raise ValueError(f"expected one of {', '.join(LEVELS)}")
+    return word
+
+
+def parse_number(word, lowest, highest, what):
+    if not (word.isascii() and word.isdigit() and lowest <= int(word) <= highest):
+        raise ValueError(f"expected {what} from {lowest} to {highest}")
+    return int(word)
+
+
+def parse_exit_code(word):
+    return parse_number(word, 0, 255, "an exit status")
+
+
+def parse_pid(word):
+    return parse_number(word, 1, 2**22, "a process id")  # proc(5): the highest pid_max
+
+
+def parse_signal(word):
+    """The number of a signal given as 15, TERM, SIGTERM or RTMIN+4."""
+    if word[:1].isdigit():
+        return parse_number(word, 1, 64, "a signal")
+    name, plus, more = word.upper().partition("+")
+    number = getattr(signal, name if name.startswith("SIG") else "SIG" + name, None)
+    if not isinstance(number, signal.Signals) or (plus and not (number == signal.SIGRTMIN and more.isdigit())):
+        raise ValueError("expected a signal's name or number, such as TERM or 15")
+    return parse_number(str(number + int(more or 0)), 1, 64, "a signal")
+
+
+def parse_rewrite(word):
+    """(FROM, TO) of FROM:TO, where TO is 0 for a signal that is dropped."""
+    first, colon, second = word.partition(":")
+    if not colon:
+        raise ValueError("expected FROM:TO, such as TERM:QUIT")
+    source = parse_signal(first)
+    if source in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD) or action_for(source) == FAULT:
+        raise ValueError(f"{signal_name(source)} is never forwarded")
+    return source, 0 if second == "0" else parse_signal(second)
+
+
+OPTIONS = (
+    # letter, long name, its argument: None, or a function from the word to the value that raises ValueError
+    ("c", "container", None),
+    ("", "respawn", None),
+    ("g", "group", None),
+    ("r", "rewrite", parse_rewrite),
+    ("e", "exit-ok", parse_exit_code),
+    ("p", "parent-death", parse_signal),
+    ("", "stop-timeout", parse_seconds),
+    ("", "grace", parse_seconds),
+    ("", "log-level", parse_level),
+    ("", "check", None),
+    ("", "adopt-server", parse_pid),
+    ("s", "", None),
+    ("v", "", None),
+    ("w", "", None),
+    ("h", "help", None),
+    ("V", "version", None),
+)
+REPEATED = ("rewrite", "exit-ok")
+NOT_IN_A_VM = ("container", "check", "help", "version", "parent-death")
+
+
+class Options:
+    """What the command line and the environment ask for."""
+
+    def __init__(self):
+        self.given = {}  # option -> its argument; a list of them for REPEATED; True where there is none
+        self.command = []  # COMMAND and its arguments; empty for the server
+        self.stop_timeout = STOP_TIMEOUT
+        self.grace = GRACE
+        self.level = "info"  # our own log level
+        self.server_level = "info"  # the server's, passed on as it was given
+
+    def has(self, name):
+        return name in self.given
+
+    def add(self, name, value):
+        if name in REPEATED:
+            self.given.setdefault(name, []).append(value)
+        else:
+            self.given[name] = value
+
+
+def find_option(name):
+    """The row of OPTIONS for `-x`, `--name` or an unambiguous beginning of it. Raises ValueError."""
+    rows = [row for row in OPTIONS if name in ("-" + row[0], "--" + row[1]) and name not in ("-", "--")]
+    if not rows and name.startswith("--"):
+        rows = [row for row in OPTIONS if row[1] and ("--" + row[1]).startswith(name)]
+    if len(rows) != 1:
+        raise ValueError("no such option" if not rows else "ambiguous: " + ", ".join("--" + row[1] for row in rows))
+    return rows[0]
+
+
+def take_option(word, rest):
+    """One option of `word`, as getopt_long(3) reads it: (name, value, what is left of the word).
+
+    Its argument stands in the word, or is taken off the list `rest`. Raises ValueError(name: what was expected).
+    """
+    if word.startswith("--"):
+        name, inline, argument = word.partition("=")
+        left = ""
+    else:
+        name, argument, left = word[:2], word[2:], "-" + word[2:]
+        inline = argument
+    try:
+        letter, long_name, parse = find_option(name)
+        if parse is None:
+            if name.startswith("--") and inline:
+                raise ValueError("takes no argument")
+            return long_name or letter, True, left if left != "-" else ""
+        if not inline:
+            if not rest:
+                raise ValueError("its argument is missing")
+            argument = rest.pop(0)
+            name = f"{name} {argument}"
+        elif name.startswith("--"):
+            name = word
+        else:
+            name += argument
+        return long_name, parse(argument), ""
+    except ValueError as why:
+        raise ValueError(f"{name}: {why}") from None
+
+
+def parse_args(words, env, vm=False):
+    """(Options, complaints) from our command line and environment.
+
+    Outside a VM a complaint is a reason not to start. In a VM nothing may stop the boot: the kernel hands us every
+    word that it does not know itself, so words that are not ours are complained of and passed over.
+    """
+    options, complaints, words = Options(), [], list(words)
+    while words:
+        word = words.pop(0)
+        if word[:1] != "-" or word in ("-", "--"):
+            if not vm:
+                options.command = words if word == "--" else [word] + words
+                break
+            complaints.append(f"{word}: not an option of ours")
+            continue
+        while word:
+            try:
+                name, value, word = take_option(word, words)
+            except ValueError as why:
+                complaints.append(str(why))
+                break
+            if vm and name in NOT_IN_A_VM:
+                complaints.append(f"--{name}: not in a VM")
+            else:
+                options.add(name, value)
+    read_environment(options, env, vm, complaints)
+    return options, complaints
+
+
+def read_environment(options, env, vm, complaints):
+    """Fill in what the command line did not say; bad values are added to `complaints`."""
+    for name, variable in (("stop-timeout", "PYINIT1_STOP_TIMEOUT"), ("grace", "PYINIT1_GRACE")):
+        if variable in env and not options.has(name):
+            try:
+                options.add(name, parse_seconds(env[variable]))
+            except ValueError as why:
+                complaints.append(f"{variable}={env[variable]}: {why}")
+    if vm and env.get("PYINIT1_COMMAND"):
+        import shlex
+
+        try:
+            options.command = shlex.split(env["PYINIT1_COMMAND"])
+        except ValueError as why:
+            complaints.append(f"PYINIT1_COMMAND={env['PYINIT1_COMMAND']}: {why}")
+    options.stop_timeout = options.given.get("stop-timeout", STOP_TIMEOUT)
+    options.grace = options.given.get("grace", GRACE)
+    options.server_level = options.given.get("log-level", env.get("ZINIT_LOG_LEVEL", "info"))
+    options.level = "debug" if options.has("v") else options.server_level if options.server_level in LEVELS else "info"
+
+
+def usage():
+    """The two lines of the docstring that say how we are called."""
+    return __doc__[__doc__.index("usage:") :].split("\n\n")[0]
+
+
+# ---- where am I
+
+
+def in_initial_pid_namespace():
+    """Is this PID 1 the machine's? By its namespace's inode, or by reboot(RB_DISABLE_CAD), which only that one may ask."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino == PROC_PID_INIT_INO
+    except OSError:
+        pass  # a direct /init has no /proc yet
+    load_libc()
+    try:
+        reboot(RB_DISABLE_CAD)
+        return True
+    except OSError as why:
+        # Without ctypes nobody can ask. To take a container for a VM costs an exit that parks; the reverse, a panic.
+        return why.errno == errno.ENOSYS
+
+
+def container_word(options, env):
+    """The word that says that this is a container, or nothing."""
+    if options.has("container"):
+        return "--container"
+    if "ZINIT_CONTAINER" in env:
+        return "ZINIT_CONTAINER is set"
+    return f"$container is {env['container']}" if env.get("container") else ""
+
+
+def where_am_i(pid, vm, word):
+    """(mode, reason) of the process `pid`, where `vm` says that it is the machine's PID 1 and `word` container_word()."""
+    if vm:
+        return VM, "PID 1 of the initial PID namespace"
+    if word:
+        return CONTAINER, word if pid == 1 else f"{word}, but PID {pid}: only its own descendants are reaped and ended"
+    if pid == 1:
+        return CONTAINER, "PID 1 of another PID namespace"
+    return PLAIN, f"PID {pid}, not PID 1: only its own descendants are reaped and ended"
+
+
+# ---- boot: what a machine's first process finds undone; each step is idempotent, each failure logged and survived
+
+# mount(8) of the API file systems: file system, where, flags, data to try in this order
+API_MOUNTS = (
+    ("proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, ("",)),
+    ("sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC, ("",)),
+    ("devtmpfs", "/dev", MS_NOSUID | MS_STRICTATIME, ("mode=0755",)),
+    ("tmpfs", "/run", MS_NOSUID | MS_NODEV | MS_STRICTATIME, ("mode=0755",)),
+    ("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, ("mode=0620,gid=5,ptmxmode=0666",)),  # nodev breaks sshd
+    ("tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV | MS_STRICTATIME, ("mode=1777",)),
+    ("cgroup2", "/sys/fs/cgroup", MS_NOSUID | MS_NODEV | MS_NOEXEC, ("nsdelegate", "")),
+)
+DEV_LINKS = (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2"))
+
+
+def step(what, deed, *arguments):
+    """Do one step of the boot; log and survive what it raises."""
+    try:
+        deed(*arguments)
+    except Exception as why:  # whatever it is: a machine that boots without this step is better than one that does not
+        log.error(f"boot: {what}: {why}")
+
+
+def mount_api(fstype, where, flags, data):
+    """Mount one row of API_MOUNTS where nothing is mounted yet. Raises OSError."""
+    os.makedirs(where, 0o755, exist_ok=True)
+    if os.path.ismount(where):
+        return
+    for attempt in data:
+        try:
+            mount(fstype, where, fstype, flags, attempt)
+            return
+        except OSError as why:
+            if why.errno == errno.EBUSY:
+                return  # mounted already, in a way that ismount() cannot see
+            if attempt == data[-1]:
+                raise
+
+
+def fill_descriptors(paths):
+    """Open the first of `paths` that can be on those of the descriptors 0, 1 and 2 that are closed.
+
+    A closed one would be taken by the next open(), and a child that prints would then write into that file.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            for path, flags in paths:
+                try:
+                    os.set_inheritable(os.open(path, flags), True)  # the lowest free number, which is fd
+                    break
+                except OSError:
+                    pass
+
+
+CONSOLE = (("/dev/console", os.O_RDWR | os.O_NOCTTY),)
+NOTHING = (("/dev/null", os.O_RDWR), ("/", os.O_RDONLY))
+
+
+def link_dev():
+    for name, target in DEV_LINKS:
+        if not os.path.lexists("/dev/" + name):
+            os.symlink(target, "/dev/" + name)
+
+
+def loopback_up():
+    """netdevice(7): set IFF_UP on lo, with a struct ifreq of 40 bytes."""
+    fd = call("socket", AF_INET, SOCK_DGRAM, 0)
+    try:
+        fcntl.ioctl(fd, SIOCSIFFLAGS, b"lo".ljust(16, b"\0") + IFF_UP.to_bytes(2, sys.byteorder) + bytes(22))
+    finally:
+        os.close(fd)
+
+
+def set_hostname():
+    """The first word of /etc/hostname, if there is one."""
+    try:
+        words = read_file("/etc/hostname").split()
+    except FileNotFoundError:
+        return
+    if words:
+        call("sethostname", words[0], len(words[0]))
+
+
+def raise_open_files():
+    """The hard RLIMIT_NOFILE, never lowered; the soft one stays, as programs with select(2) break above 1024."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < OPEN_FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, OPEN_FILES))
+
+
+def debug_wanted():
+    """Does the kernel's command line have debug=1 or zinitdebug=1, as a whole word?"""
+    try:
+        return bool({b"debug=1", b"zinitdebug=1"} & set(read_file("/proc/cmdline").split()))
+    except OSError:
+        return False
+
+
+def boot(options):
+    """Everything a VM needs before the server starts."""
+    load_libc()
+    for row in API_MOUNTS:
+        step(f"mount {row[1]}", mount_api, *row)
+    if debug_wanted():
+        options.level = options.server_level = "debug"
+    log.level = log_level(options.level)
+    fill_descriptors(CONSOLE + NOTHING)
+    log.open(vm=True)
+    step("links in /dev", link_dev)
+    step("loopback interface", loopback_up)
+    step("hostname", set_hostname)
+    step("RLIMIT_NOFILE", raise_open_files)
+    step("Ctrl-Alt-Del", reboot, RB_DISABLE_CAD)
+    os.environ.setdefault("PATH", DEFAULT_PATH)
+    os.umask(0o022)
+
+
+# ---- other processes, as /proc shows them
+
+
+class Process:
+    """One process of proc(5)'s /proc/PID/stat."""
+
+    def __init__(self, pid, line):
+        before, _, after = line.rpartition(b")")  # the name may have parentheses and spaces of its own
+        fields = after.split()
+        self.pid = pid
+        self.name = before.partition(b"(")[2].decode("utf-8", "replace")
+        self.zombie = fields[0] == b"Z"
+        self.ppid, self.group = int(fields[1]), int(fields[2])
+        self.has_tty = int(fields[4]) != 0
+        self.kernel_thread = bool(int(fields[6]) & PF_KTHREAD)
+
+
+def processes():
+    """All user processes but ourselves, as {pid: Process}; empty without /proc."""
+    found = {}
+    try:
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return found
+    for pid in pids:
+        try:
+            process = Process(pid, read_file(f"/proc/{pid}/stat"))
+        except (OSError, ValueError, IndexError):
+            continue  # it has just ended
+        if pid != os.getpid() and not process.kernel_thread:
+            found[pid] = process
+    return found
+
+
+def children_of(pid, table):
+    """The children of `pid` that are alive, of the processes() in `table`."""
+    return [process for process in table.values() if process.ppid == pid and not process.zombie]
+
+
+def descendants_of(pid, table):
+    """The children of `pid`, theirs, and so on: parents first."""
+    found = [process for process in table.values() if process.ppid == pid]
+    for process in found:
+        found += [child for child in table.values() if child.ppid == process.pid]
+    return found
+
+
+def names(listed):
+    """In words, a list of Process."""
+    text = ", ".join(f"pid {process.pid} {process.name}" for process in listed[:NAMES])
+    return text + (f" and {len(listed) - NAMES} more" if len(listed) > NAMES else "")
+
+
+# ---- children: fork, a clean start, exec
+
+
+def find_server(env):
+    """The path of zinit-server. Raises FileNotFoundError or PermissionError that says where it was looked for."""
+    paths = (env["PYINIT1_SERVER"],) if env.get("PYINIT1_SERVER") else SERVER_PATHS
+    for path in paths:
+        if os.path.exists(path):
+            if os.path.isfile(path) and os.access(path, os.X_OK):
+                return path
+            raise PermissionError(errno.EACCES, "not an executable file", path)
+    raise FileNotFoundError(errno.ENOENT, "not found", ", ".join(paths))
+
+
+def server_argv(path, env, level, mode):
+    """The words that start the server."""
+    argv = [path, "-c", env.get("ZINIT_CONFIG_DIR", CONFIG_DIR), "-s", env.get("ZINIT_SOCKET", SOCKET)]
+    return argv + ["--log-level", level] + (["--pid1-mode"] if mode == VM else [])
+
+
+def candidates(name, env):
+    """The paths that `name` can mean, in execvp(3)'s order."""
+    if "/" in name or not name:
+        return [name]
+    return [f"{folder or '.'}/{name}" for folder in env.get("PATH", DEFAULT_PATH).split(":")]
+
+
+def exec_command(argv, env):
+    """Become argv[0], looked up on PATH as execvp(3) does. Returns never; raises OSError."""
+    failure = FileNotFoundError(errno.ENOENT, "not found", argv[0])
+    for path in candidates(argv[0], env):
+        try:
+            os.execve(path, argv, env)
+        except OSError as why:
+            if why.errno == errno.ENOEXEC:  # no `#!`: a script, as for every shell; an empty one too
+                os.execve("/bin/sh", ["/bin/sh", path, *argv[1:]], env)
+            if why.errno == errno.EACCES:
+                failure = OSError(why.errno, "is a directory" if os.path.isdir(path) else "not executable", path)
+            elif why.errno not in (errno.ENOENT, errno.ENOTDIR):
+                raise
+            elif os.path.exists(path):
+                raise OSError(errno.ELIBBAD, f"its interpreter is missing: {interpreter_of(path)}", path) from None
+    raise failure
+
+
+def interpreter_of(path):
+    """The file that the first line of a script names, else the words for a binary's loader."""
+    line = read_file(path, 256).partition(b"\n")[0]
+    return os.fsdecode((line[2:].split() or [b""])[0]) if line.startswith(b"#!") else "the program loader"
+
+
+def failure_code(why):
+    """127 if there is no such program, 126 if it cannot be run: what shells say."""
+    return 127 if why.errno in (errno.ENOENT, errno.ENOTDIR) else 126
+
+
+def spawn(argv, prepare):
+    """Start a child that does prepare() -> environment, then becomes argv. -> (pid, read end of its report). Raises OSError.
+
+    The report is empty if exec worked, and says why it did not otherwise. Nobody waits for it: the loop reads it.
+    """
+    read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    # Blocked around fork: a handler of ours that ran in the child would swallow the signal and wake the parent.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pid = os.fork()
+        if pid == 0:
+            run_child(argv, prepare, write_end)
+        return pid, read_end
+    except BaseException:
+        os.close(read_end)
+        raise
+    finally:
+        os.close(write_end)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def run_child(argv, prepare, report):
+    """The child's side of spawn(). Never returns."""
+    code = 126
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_DFL)
+        env = prepare()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # not before the handlers are gone
+        exec_command(argv, env)
+    except OSError as why:
+        code = failure_code(why)
+        os.write(report, f"{why.filename or argv[0]}: {why.strerror}".encode("utf-8", "surrogateescape"))
+    except BaseException as why:
+        os.write(report, f"{argv[0]}: {type(why).__name__}: {why}".encode("utf-8", "surrogateescape"))
+    finally:
+        os._exit(code)
+
+
+def working_directory():
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"  # somebody has removed it
+
+
+def given_descriptors():
+    """The descriptors above 2 that our parent gave us: those that are not close-on-exec."""
+    try:
+        fds = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        return []
+    found = []
+    for fd in fds:
+        try:
+            if fd > 2 and os.get_inheritable(fd):
+                found.append(fd)
+        except OSError:
+            pass  # the one that listdir() had open
+    return found
+
+
+def foreground_terminal():
+    """The descriptor of the terminal in whose foreground our process group is, or None."""
+    for fd in (0, 1, 2):
+        try:
+            if os.tcgetpgrp(fd) == os.getpgrp():
+                return fd
+        except OSError:
+            pass
+    return None
+
+
+def is_our_child(pid):
+    """waitid(2) without taking the status: is `pid` a child of ours, alive or not yet reaped?"""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return True
+    except OSError:
+        return False
+
+
+# ---- the server's RPC: what is said; who says it is Init.ask
+
+
+def rpc_request(method, number):
+    """The line that asks for `method`."""
+    return f'{{"jsonrpc":"2.0","id":{number},"method":"{method}"}}\n'.encode()
+
+
+def rpc_result(line, number):
+    """The result in the server's answer, a dictionary. Raises ValueError: nothing that comes in is trusted."""
+    import json  # loaded by load_the_rest
+
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError(f"an answer that is not JSON: {line[:60]!r}") from None
+    if not isinstance(answer, dict) or answer.get("id") != number or not isinstance(answer.get("result"), dict):
+        raise ValueError(f"not the answer that was expected: {line[:200]!r}")
+    return answer["result"]
+
+
+def file_identity(path):
+    """What changes when the file at `path` is another one than before; None if there is none.
+
+    Not its age: a fresh file's time comes from a clock that may lag time.time() by 4 ms.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def state_was_saved(result, before, identity=file_identity):
+    """Did the server save its state for the next one? By its `result`, and by the file that was `before` its request."""
+    path = result.get("state_path")
+    path = path if isinstance(path, str) else STATE_PATH
+    now = identity(path)
+    # `ready` with no such file, which was seen, is no state: the next server would start every service again.
+    return now is not None and (result.get("ready") is True or (path == STATE_PATH and now != before))
+
+
+def load_the_rest():
+    """Import what only the RPC and the end need: once the server runs, and before any file can be gone."""
+    import json  # noqa: F401
+    import socket  # noqa: F401
+
+    load_libc()
+
+
+# ---- PID 1: its state, its loop, and what it does
+
+
+class Init:
+    """The one process of this file that stays. Everything it waits for goes through turn(), the one loop."""
+
+    def __init__(self, options, mode, reason, cwd, given):
+        self.options, self.mode, self.cwd = options, mode, cwd
+        self.command = options.command
+        self.once = bool(self.command) and not options.has("respawn")
+        self.forwards = self.once and mode != VM
+        self.what = "COMMAND" if self.command else "server"  # in the log
+        self.given = given  # descriptors above 2 that are the child's
+        self.server = None  # pid of the server, or of COMMAND; None while it does not run
+        self.started = ""  # the words that it was started with; empty if that failed
+        self.report = None  # descriptor on which the child says why exec failed, until it has closed it
+        self.start_at = 0.0  # when the server is to be started, time.monotonic()
+        self.helper = None  # pid of the child that does what could block us
+        self.wakeup = None  # read end of the pipe that signal handlers write to
+        self.pending = set()  # signals that came and are not answered yet
+        self.restart = False  # a soft restart was asked for
+        self.request = None  # the first of ENDINGS that was asked for
+        self.ending = False  # the end is under way: nothing is started any more
+        self.status = 0  # our exit status, where we exit
+        self.interrupts = []  # when the last SIGINTs came, time.monotonic()
+        self.terminal = foreground_terminal() if self.command and mode != VM else None  # COMMAND gets it from us
+        log.info(f"mode: {mode}: {reason}")
+
+    # -- the loop
+
+    def listen(self):
+        """Put the handlers in and unblock: from here on signals are answered."""
+        self.wakeup, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            handlers = {FAULT: signal.SIG_DFL, UNHEARD: self.note if self.forwards else signal.SIG_IGN}
+            signal.signal(number, handlers.get(action_for(number), self.note))
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        self.pending.add(signal.SIGCHLD)  # who died before us has sent nothing
+
+    def note(self, number, _frame):
+        """The one signal handler. The pipe's bytes only wake us: it drops them when it is full; this set does not."""
+        self.pending.add(number)
+
+    def turn(self, deadline=None, fd=None, events=0):
+        """One turn of the loop: sleep until a signal, the deadline (time.monotonic()) or `fd`; reap; answer.
+
+        -> whether `fd` has one of poll(2)'s `events`.
+        """
+        ready = self.sleep(deadline, fd, events)
+        taken, self.pending = self.pending, set()  # after the pipe was drained: what comes now wakes the next turn
+        for number in in_order(taken):
+            if number == signal.SIGCHLD:
+                self.reap()
+            else:
+                self.answer(number)
+        return ready
+
+    def sleep(self, deadline, fd, events):
+        """The one blocking call of PID 1."""
+        timeout = None
+        if deadline is not None:
+            timeout = min(max(0.0, deadline - time.monotonic()), LONGEST_SLEEP) * 1000
+        poll = select.poll()  # not select(2), which breaks at descriptor 1024
+        poll.register(self.wakeup, select.POLLIN)
+        for other, its_events in ((fd, events), (self.report, select.POLLIN)):
+            if other is not None:
+                poll.register(other, its_events)
+        ready = [number for number, _ in poll.poll(0 if self.pending else timeout)]
+        if self.wakeup in ready:
+            os.read(self.wakeup, 65536)  # all that a pipe holds
+        if self.report in ready:
+            self.read_report()
+        return fd in ready
+
+    def wait(self, done, seconds, look_again=None):
+        """Turn until done() or the time is over; -> done(). Ends early when a request to end comes before the end.
+
+        `look_again`: seconds after which done() is asked even when no signal came.
+        """
+        deadline = time.monotonic() + seconds
+        while not done():
+            now = time.monotonic()
+            if now >= deadline or self.called_away():
+                return False
+            self.turn(deadline if look_again is None else min(deadline, now + look_again))
+        return True
+
+    def called_away(self):
+        """Has a request to end come, while something less important is done?"""
+        return self.request is not None and not self.ending
+
+    # -- reaping
+
+    def reap(self):
+        """Take every status that is there; -> True if we have no child at all any more."""
+        for _ in range(REAP_AT_ONCE):
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return True
+            if pid == 0:
+                return False
+            if pid == self.server:
+                self.server_ended(pid, status)
+            elif pid == self.helper:
+                self.helper = None
+            else:
+                (log.warn if self.options.has("w") else log.debug)(f"orphan reaped: pid {pid}: {how_it_ended(status)}")
+        self.pending.add(signal.SIGCHLD)  # there may be more: first the signals and deadlines, then those
+        return False
+
+    def server_ended(self, pid, status):
+        """Note the end of the server or COMMAND; run() starts it again, or ends."""
+        self.read_report()
+        self.server = None
+        self.start_at = time.monotonic() + RESPAWN_DELAY
+        if self.started:
+            log.info(f"{self.what} ended: pid {pid}: {how_it_ended(status)}")
+        self.take_terminal()
+        if self.once:
+            self.status = exit_code(status, self.options.given.get("exit-ok", ()))
+            self.request = self.request or POWER_OFF
+        elif self.started and not (self.command or self.restart or self.ending):
+            self.name_survivors()
+
+    def read_report(self):
+        """Hear from the child whether exec worked, once it has said so."""
+        if self.report is None:
+            return
+        failure = os.read(self.report, 4096).decode("utf-8", "replace")
+        os.close(self.report)
+        self.report = None
+        if failure:
+            self.started = ""
+            self.not_started(failure)
+        else:
+            log.info(f"{self.what} started: pid {self.server}: {self.started}")
+
+    def not_started(self, why):
+        again = "" if self.once else "; trying again every second"
+        log.seldom(f"{self.what} not started: {why}{again}")
+
+    def name_survivors(self):
+        """After a crash of the server: its services are now our children, and the next server starts them a second time."""
+        left = children_of(os.getpid(), processes())
+        if left:
+            log.warn(f"services may run twice: the server died and left: {names(left)}")
+
+    # -- answering
+
+    def answer(self, number):
+        """Answer one signal. Only notes what is to be done: nothing waits in here."""
+        if self.forwards:
+            self.forward(number)
+            return
+        action = action_for(number)
+        log.info(f"signal: {signal_name(number)}: {action}")
+        if number == signal.SIGINT:
+            self.count_interrupt()
+        if action in ENDINGS + (SOFT_RESTART,) and self.request is not None:
+            log.info(f"ending already: {self.request}")
+        elif action in ENDINGS:
+            self.request = action
+        elif action == SOFT_RESTART:
+            self.restart = True
+        elif action == SELF_UPDATE:
+            log.warn("self-update: there is none yet")
+
+    def count_interrupt(self):
+        """Seven SIGINT within 2 s: somebody has no patience with the orderly end any more."""
+        self.interrupts = self.interrupts[1 - INTERRUPTS :] + [time.monotonic()]
+        if len(self.interrupts) == INTERRUPTS and self.interrupts[-1] - self.interrupts[0] <= INTERRUPTS_WITHIN:
+            log.warn(f"{INTERRUPTS} SIGINT within {INTERRUPTS_WITHIN:.0f} s: ending at once")
+            if self.mode == VM:
+                hurry(REBOOT)
+                park()
+            os._exit(1)
+
+    def forward(self, number):
+        """Pass a signal on to COMMAND, as -r and -g say."""
+        number = dict(self.options.given.get("rewrite", ())).get(number, number)
+        if self.server is not None and number:
+            self.signal_server(number)
+
+    def signal_server(self, number):
+        """Send a signal to the server, or to COMMAND's whole group with -g."""
+        if self.options.has("group"):
+            try:
+                os.killpg(self.server, number)
+                return
+            except ProcessLookupError:
+                pass  # it has no group of its own yet: it gets the signal itself
+        kill(self.server, number)
+
+    # -- starting
+
+    def start_server(self):
+        """Start the server or COMMAND; where that fails, say so and leave it to the next try."""
+        self.start_at = time.monotonic() + RESPAWN_DELAY
+        try:
+            argv = self.command or server_argv(
+                find_server(os.environ), os.environ, self.options.server_level, self.mode)  # fmt: skip
+            self.started = " ".join(argv)
+            self.server, self.report = spawn(argv, self.prepare)
+        except OSError as why:
+            self.not_started(f"{why.filename or 'fork'}: {why.strerror}")
+            if self.once:
+                self.status, self.request = failure_code(why), POWER_OFF
+        if self.once:
+            for fd in self.given:
+                os.close(fd)
+
+    def take_terminal(self):
+        """The terminal is ours again, if it was; the SIGTTOU of that is blocked."""
+        if self.terminal is None:
+            return
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
+        try:
+            os.tcsetpgrp(self.terminal, os.getpgrp())
+        except OSError as why:
+            log.debug(f"terminal not taken back: {why.strerror}")
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def prepare(self):
+        """In the child: its own group or session, terminal, folder, descriptors; -> its environment. Raises OSError."""
+        try:
+            if self.mode == VM:
+                os.setsid()
+                if self.command and os.isatty(0):
+                    fcntl.ioctl(0, TIOCSCTTY, 0)
+            else:
+                os.setpgid(0, 0)
+                if self.terminal is not None:
+                    os.tcsetpgrp(self.terminal, os.getpid())  # SIGTTOU is blocked, like all signals, until exec
+            os.chdir(self.cwd)
+        except OSError as why:
+            log.warn(f"{self.what} starts without: {why}")
+        env = dict(os.environ)
+        if env.get("LISTEN_PID") == str(os.getppid()):  # sd_listen_fds(3): the descriptors are for this process
+            env["LISTEN_PID"] = str(os.getpid())
+        return env
+
+    def run(self):
+        """Keep the server alive until a request to end comes. Never returns."""
+        while self.request is None:
+            if self.restart:
+                self.soft_restart()
+            elif self.server is not None:
+                self.turn()
+            elif time.monotonic() >= self.start_at:
+                self.start_server()
+            else:
+                self.turn(self.start_at)
+        self.end()
+
+    # -- asking the server
+
+    def ask(self, method, seconds):
+        """Send the server an RPC; -> its result ({} if it took the request and hung up), None if it could not be asked.
+
+        Takes at most `seconds`. The loop goes on turning meanwhile.
+        """
+        import socket  # loaded by load_the_rest
+
+        deadline = time.monotonic() + seconds
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.setblocking(False)
+            self.connect(connection, os.environ.get("ZINIT_SOCKET", SOCKET), deadline)
+            connection.send(rpc_request(method, 1))
+            line = self.receive(connection, deadline)
+            return rpc_result(line, 1) if line else {}
+        except (OSError, ValueError) as why:
+            log.warn(f"server not asked: {method}: {why}")
+            return None
+        finally:
+            connection.close()
+
+    def connect(self, connection, path, deadline):
+        """connect(2), tried again while the server's backlog is full. Raises OSError."""
+        while True:
+            try:
+                return connection.connect(path)
+            except BlockingIOError:
+                self.patience(deadline, "does not accept")
+                self.turn(min(deadline, time.monotonic() + LOOK_AGAIN))
+
+    def receive(self, connection, deadline):
+        """One line; b"" if it hung up after it had read our request. Raises OSError, ValueError.
+
+        Had it not read it, recv(2) would say ECONNRESET: unix(7) sockets tell.
+        """
+        data = b""
+        while b"\n" not in data:
+            self.patience(deadline, "does not answer")
+            if self.turn(deadline, connection.fileno(), select.POLLIN):
+                chunk = connection.recv(4096)
+                if not chunk:
+                    return b""
+                data += chunk
+            elif self.server is None:
+                raise ConnectionResetError(errno.ECONNRESET, "died before it answered")
+            if len(data) > ANSWER_BYTES:
+                raise ValueError("an answer without an end")
+        return data.partition(b"\n")[0]
+
+    def patience(self, deadline, what):
+        """Raise TimeoutError if the deadline is over, or if there is something more important to do."""
+        if self.called_away():
+            raise TimeoutError(errno.ETIMEDOUT, f"{self.request} goes first")
+        if time.monotonic() >= deadline:
+            raise TimeoutError(errno.ETIMEDOUT, what)
+
+    # -- soft restart
+
+    def soft_restart(self):
+        """Replace the server; its services live on as our children, and none runs twice afterwards."""
+        if self.server is not None:
+            log.info(f"soft restart: stopping {self.what}: pid {self.server}")
+            (self.replace_command if self.command else self.replace_server)()
+        if self.request is None:
+            self.restart = False  # a request that came meanwhile is met by the start below
+            self.start_server()
+
+    def replace_command(self):
+        """Stop a kept COMMAND."""
+        self.terminate()
+        self.await_server(self.options.stop_timeout)
+
+    def replace_server(self):
+        """Ask the server to save its state and go. What it left unsaved is stopped, or it would run twice."""
+        services = children_of(self.server, processes())
+        before = file_identity(STATE_PATH)
+        kill(self.server, signal.SIGCONT)  # a stopped server can do neither
+        result = self.ask("system.prepare_restart", RPC_LIMIT)
+        if result is None and not self.called_away():
+            self.terminate()
+        self.await_server(RESTART_LIMIT)
+        if self.called_away():
+            return
+        if state_was_saved(result or {}, before):
+            log.info(f"soft restart: state saved: services go on: {names(services) or 'none'}")
+        else:
+            log.warn(f"soft restart: state not saved: stopping its services: {names(services) or 'none'}")
+            self.stop_services(services)
+
+    def terminate(self):
+        """SIGTERM, as -r and -g say, and SIGCONT: a stopped process sees no SIGTERM."""
+        number = dict(self.options.given.get("rewrite", ())).get(signal.SIGTERM, signal.SIGTERM)
+        if self.server is not None and number:
+            self.signal_server(number)
+        if self.server is not None:
+            self.signal_server(signal.SIGCONT)
+
+    def await_server(self, seconds):
+        """Wait for the server's end, then kill it; called away it does neither."""
+        if self.wait(lambda: self.server is None, seconds) or self.called_away():
+            return
+        log.warn(f"{self.what} killed: pid {self.server}: still there after {seconds:.1f} s")
+        kill(self.server, signal.SIGKILL)
+        self.wait(lambda: self.server is None, KILL_WAIT)
+
+    def stop_services(self, services):
+        """SIGTERM to the groups of these processes, RESTART_LIMIT, SIGKILL."""
+        groups = {process.group for process in services} - {0, 1, os.getpgrp()}
+
+        def gone():
+            groups.difference_update([group for group in groups if not group_exists(group)])
+            return not groups
+
+        for number, seconds in ((signal.SIGTERM, RESTART_LIMIT), (signal.SIGKILL, KILL_WAIT)):
+            for group in groups:
+                kill(-group, number)
+                kill(-group, signal.SIGCONT)
+            if self.wait(gone, seconds, LOOK_AGAIN) or self.called_away():
+                return
+            log.warn(f"soft restart: still there after {seconds:.1f} s: groups {sorted(groups)}")
+
+    # -- the end
+
+    def end(self):
+        """Stop everything in order, then leave. Never returns."""
+        self.ending = True
+        how = self.request
+        patience = f"{self.what} has {self.options.stop_timeout:g} s, others {self.options.grace:g} s"
+        log.info(f"the end: {how}: {patience if self.server is not None else self.what + ' does not run'}")
+        self.phase(f"{self.what} stopped", self.stop_server)
+        self.phase("others stopped", self.stop_others)
+        if self.mode == VM:
+            self.phase("disks synced", self.sync)
+            try_reboot(how)
+            park()
+        log.info(f"the end: exit status {self.status}")
+        os._exit(self.status)
+
+    def phase(self, name, deed):
+        started = time.monotonic()
+        deed()
+        log.info(f"the end: {name}: {time.monotonic() - started:.3f} s")
+
+    def stop_server(self):
+        """Ask it, else SIGTERM; SIGKILL when its time is over."""
+        if self.server is None:
+            return
+        deadline = time.monotonic() + self.options.stop_timeout
+        asked = None
+        if not self.command:
+            kill(self.server, signal.SIGCONT)  # a stopped server cannot stop its services
+            # Half the time at most, so that the step after this one has some.
+            asked = self.ask("system.shutdown", min(RPC_LIMIT, self.options.stop_timeout / 2))
+        if asked is None:
+            self.terminate()
+        self.await_server(max(0.0, deadline - time.monotonic()))
+
+    def stop_others(self):
+        """SIGTERM, SIGHUP where there is a terminal (interactive shells ignore SIGTERM), SIGCONT; the grace; SIGKILL."""
+        if self.nobody_left():
+            return
+        others = self.others()
+        self.signal_others(signal.SIGTERM, others)
+        for process in others:
+            if process.has_tty:
+                kill(process.pid, signal.SIGHUP)
+        self.signal_others(signal.SIGCONT, others)
+        if self.wait(self.nobody_left, self.options.grace, LOOK_AGAIN if self.mode == CONTAINER else None):
+            return
+        others = self.others()
+        log.warn(f"others killed: still there after {self.options.grace:g} s: {names(others)}")
+        self.signal_others(signal.SIGKILL, others)
+        if not self.wait(self.nobody_left, KILL_WAIT, LOOK_AGAIN if self.mode == CONTAINER else None):
+            log.warn(f"others left behind: SIGKILL did not end them: {names(self.others())}")
+
+    def others(self):
+        """The processes that we are to end: all, if we are PID 1, else our descendants."""
+        table = processes()
+        return list(table.values()) if os.getpid() == 1 else descendants_of(os.getpid(), table)
+
+    def signal_others(self, number, others):
+        """The signal to all of others(), each exactly once: by one kill(-1), which no fork escapes, if we are PID 1."""
+        for pid in [-1] if os.getpid() == 1 else [process.pid for process in others]:
+            kill(pid, number)
+
+    def nobody_left(self):
+        """Have we nobody left to end? Neither a child, nor, in a container, what an exec from outside started there."""
+        if not self.reap():
+            return False
+        if self.mode == VM or os.getpid() != 1:
+            return True  # in a VM kill(-1, 0) always finds kernel threads
+        try:
+            os.kill(-1, 0)
+            return False
+        except OSError as why:
+            return why.errno == errno.ESRCH
+
+    def sync(self):
+        """sync(2) in a child: a disk that is gone holds the child, not us."""
+        try:
+            self.helper = start_helper(os.sync)
+        except OSError as why:
+            log.error(f"disks not synced: fork: {why.strerror}")
+            return
+        if not self.wait(lambda: self.helper is None, SYNC_LIMIT):
+            log.error(f"disks not synced: sync(2) did not return within {SYNC_LIMIT:.0f} s")
+
+
+def group_exists(group):
+    """Is there a process, or an unreaped one, in this process group?"""
+    try:
+        os.killpg(group, 0)
+        return True
+    except OSError as why:
+        return why.errno != errno.ESRCH
+
+
+# ---- the last things: these work without the loop
+
+
+def start_helper(deed):
+    """Fork a child that does deed() and exits; -> its pid. Raises OSError."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        deed()
+    finally:
+        os._exit(0)
+
+
+REBOOT_COMMANDS = {POWER_OFF: "RB_POWER_OFF", REBOOT: "RB_AUTOBOOT", HALT: "RB_HALT_SYSTEM"}
+
+
+def try_reboot(how):
+    """reboot(2) as one of ENDINGS asks for it. Returns only if that fails."""
+    name = REBOOT_COMMANDS[how]
+    log.info(f"the end: reboot(2): {name}")
+    try:
+        reboot(globals()[name])
+    except OSError as why:
+        log.error(f"reboot(2) failed: {name}: {why.strerror}")
+
+
+def hurry(how):
+    """Sync in a child for at most HURRY_LIMIT, then reboot(2). Returns only if that fails."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    deadline = time.monotonic() + HURRY_LIMIT
+    try:
+        helper = start_helper(os.sync)
+        while helper not in reap_all() and time.monotonic() < deadline:
+            signal.sigtimedwait([signal.SIGCHLD], max(0.0, deadline - time.monotonic()))
+    except OSError as why:
+        log.error(f"disks not synced: fork: {why.strerror}")
+    try_reboot(how)
+
+
+def park():
+    """Sleep for ever, still reaping; SIGTERM and SIGINT try reboot(2) again. It relies on nothing that may be broken."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    log.error("parked: nothing is started any more: SIGTERM powers off, SIGINT reboots")
+    while True:
+        reap_all()
+        number = signal.sigwait([signal.SIGCHLD, signal.SIGTERM, signal.SIGINT])
+        if number != signal.SIGCHLD:
+            hurry(POWER_OFF if number == signal.SIGTERM else REBOOT)
+
+
+def reap_all():
+    """Take every status that is there; -> the pids, which nobody misses any more."""
+    reaped = []
+    try:
+        while not reaped or reaped[-1]:
+            reaped.append(os.waitpid(-1, os.WNOHANG)[0])
+    except OSError:
+        pass
+    return reaped
+
+
+def crashed(why, vm):
+    """An exception in PID 1: a VM's parks, another one exits."""
+    places, frame = [], why.__traceback__
+    while frame is not None:
+        places.append(f"{frame.tb_frame.f_code.co_name}:{frame.tb_lineno}")
+        frame = frame.tb_next
+    log.error(f"crashed: {type(why).__name__}: {why}: at {' > '.join(places)}")
+    if vm:
+        park()
+    os._exit(1)
+
+
+# ---- main
+
+
+def check(options, mode, reason):
+    """--check: say what a start would find. -> exit status."""
+    problems = []
+    print(f"mode: {mode}: {reason}")
+    try:
+        if not options.command:
+            print(f"would start: {find_server(os.environ)}")
+        elif any(os.access(path, os.X_OK) for path in candidates(options.command[0], os.environ)):
+            print(f"would start: {options.command[0]}")
+        else:
+            problems.append(f"COMMAND: not found, or not executable: {options.command[0]}")
+    except OSError as why:
+        problems.append(f"server: {why.strerror}: {why.filename}")
+    load_libc()
+    if libc is None:
+        problems.append("ctypes: missing: no mounts, no subreaper, no reboot(2)")
+    if not os.path.isdir("/proc/self"):
+        problems.append("/proc: not mounted: processes cannot be named, terminals not hung up")
+    for problem in problems:
+        print("problem:", problem)
+    return 1 if problems else 0
+
+
+def tell_pid_1(name):
+    """poweroff, reboot, halt: what our links do. -> exit status."""
+    number = {"poweroff": 38, "reboot": 39, "halt": 37}[name]
+    if len(sys.argv) > 1:
+        print(f"{name}: {sys.argv[1]}: no options yet", file=sys.stderr)
+        return 2
+    try:
+        os.kill(1, number)
+        return 0
+    except OSError as why:
+        print(f"{name}: signal {number} to PID 1: {why.strerror}", file=sys.stderr)
+        return 1
+
+
+def answer_at_once(options, complaints, mode, reason):
+    """Outside a VM: what is answered without starting anything, a bad command line first of all."""
+    if options.has("help"):
+        print(__doc__.strip())
+        sys.exit(0)
+    if options.has("version"):
+        print("pyinit1", VERSION)
+        sys.exit(0)
+    if complaints:
+        print(f"pyinit1: bad option: {one_line(complaints[0])}\n{usage()}", file=sys.stderr)
+        sys.exit(2)
+    if options.has("check"):
+        sys.exit(check(options, mode, reason))
+
+
+def become_subreaper(options):
+    """Not PID 1: our descendants' orphans shall come to us; and we may have to go with our parent."""
+    load_libc()
+    try:
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        if options.has("parent-death"):
+            prctl(PR_SET_PDEATHSIG, options.given["parent-death"])
+    except OSError as why:
+        log.error(f"prctl: {why.strerror}: orphans are not reaped")
+
+
+def get_ready(vm):
+    """Everything up to the point where the server can be started. -> Init."""
+    options, complaints = parse_args(sys.argv[1:], os.environ, vm)
+    mode, reason = where_am_i(os.getpid(), vm, container_word(options, os.environ))
+    if not vm:
+        fill_descriptors(NOTHING)
+        answer_at_once(options, complaints, mode, reason)
+    # From here on nothing may bail out: what fails is logged, and we go on.
+    cwd, given = "/" if vm else working_directory(), given_descriptors()
+    if vm:
+        boot(options)
+    else:
+        log.level = log_level(options.level)
+        log.open(vm=False)
+    init = Init(options, mode, reason, cwd, given)
+    for complaint in complaints:
+        log.warn(f"ignored: {complaint}")
+    if os.getpid() != 1:
+        become_subreaper(options)
+    os.chdir("/")
+    return init
+
+
+def main():
+    name = os.path.basename(sys.argv[0])
+    if name in ("poweroff", "reboot", "halt") and os.getpid() != 1:
+        sys.exit(tell_pid_1(name))
+    vm = os.getpid() == 1
+    try:
+        vm = vm and in_initial_pid_namespace()
+        init = get_ready(vm)
+        adopted = init.options.given.get("adopt-server")
+        if adopted and is_our_child(adopted):
+            init.server = adopted
+        else:
+            init.start_server()
+        init.listen()
+        load_the_rest()
+        log.info(f"ready: pid {os.getpid()}")
+        init.run()
+    except BaseException as why:
+        if isinstance(why, SystemExit) and not vm:
+            raise
+        crashed(why, vm)
+
+
+if __name__ == "__main__":
+    main()
