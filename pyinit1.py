@@ -60,7 +60,7 @@ is met.
 import sys
 
 if __name__ == "__main__" and not sys.flags.isolated:
-    # Started as `python3 pyinit1.py`: a /signal.py beside this file, or one on PYTHONPATH, must not become part of PID 1.
+    # Started as `python3 pyinit1.py`: no /signal.py beside this file or on PYTHONPATH may become part of PID 1.
     _library = "%s/%s/python%d.%d" % (sys.base_prefix, sys.platlibdir, *sys.version_info[:2])
     sys.path[:] = [path for path in sys.path if path in (_library, _library + "/lib-dynload")]
 
@@ -123,12 +123,6 @@ AF_INET, SOCK_DGRAM = 2, 2  # <bits/socket.h>
 
 LEVELS = ("error", "warn", "info", "debug", "trace")  # trace is debug
 KMSG = os.makedev(1, 11)  # Documentation/admin-guide/devices.txt: /dev/kmsg
-KMSG_PRIORITIES = (3, 4, 6, 7)  # <sys/syslog.h>: LOG_ERR, LOG_WARNING, LOG_INFO, LOG_DEBUG
-
-
-def log_level(name):
-    """The index in LEVELS of a level that is written; trace is debug."""
-    return min(LEVELS.index(name), LEVELS.index("debug"))
 
 
 def one_line(text):
@@ -144,22 +138,19 @@ class Log:
         self.fd = None  # where lines go; until it is open they are kept in `early`
         self.early = []
         self.shared = False  # the descriptor is COMMAND's as well, so O_NONBLOCK must not be set on it
-        self.kmsg = False
-        self.said = {}  # when each line of `seldom` was last written, time.monotonic()
+        self.prefix = ""  # of /dev/kmsg: the priority
+        self.said = ("", 0.0)  # the last line of `seldom`, and when it was written, time.monotonic()
 
     def open(self, vm):
         """Open the descriptor: the console in a VM (the kernel's log without one), else stderr anew, for ourselves."""
         if vm:
-            self.fd = open_first(("/dev/console", "/dev/kmsg"))
-            self.kmsg = self.fd is not None and os.fstat(self.fd).st_rdev == KMSG
-        else:
+            self.fd = open_first("/dev/console", "/dev/kmsg")
+            self.prefix = "<6>" if self.fd is not None and os.fstat(self.fd).st_rdev == KMSG else ""
+        elif not stat.S_ISREG(os.fstat(2).st_mode):
             # A regular file opened anew would have an offset of its own, and we would write over COMMAND's lines.
-            anew = not stat.S_ISREG(os.fstat(2).st_mode)
-            self.fd = open_first(("/proc/self/fd/2",)) if anew else None
-            self.shared = self.fd is None
-            self.fd = 2 if self.shared else self.fd
-        if self.kmsg:
-            write_file("/proc/sys/kernel/printk_devkmsg", "on\n")  # else it keeps 10 lines of 30
+            self.fd = open_first("/proc/self/fd/2")
+        if self.fd is None and not vm:
+            self.fd, self.shared = 2, True
         early, self.early = self.early, []
         for level, text in early:
             self.write(level, text)
@@ -168,17 +159,13 @@ class Log:
         """Write one line at `level`, an index of LEVELS; never raises OSError, never blocks."""
         if self.fd is None:
             self.early.append((level, text))
-            return
-        if level > self.level:
-            return
-        line = f"pyinit1: {one_line(text)}".encode("utf-8", "backslashreplace")[: LINE_BYTES - 1] + b"\n"
-        if self.kmsg:
-            line = b"<%d>" % KMSG_PRIORITIES[level] + line
-        try:
-            if not self.shared or is_writable(self.fd):
-                os.write(self.fd, line)
-        except OSError:
-            pass  # nobody reads any more: no reason to stop
+        elif level <= self.level:
+            line = f"{self.prefix}pyinit1: {one_line(text)}".encode("utf-8", "backslashreplace")[: LINE_BYTES - 1]
+            try:
+                if not self.shared or is_writable(self.fd):
+                    os.write(self.fd, line + b"\n")
+            except OSError:
+                pass  # nobody reads any more: no reason to stop
 
     def error(self, text):
         self.write(0, text)
@@ -195,12 +182,12 @@ class Log:
     def seldom(self, text):
         """An error that comes again every second: written once a minute."""
         now = time.monotonic()
-        if now - self.said.get(text, -SAY_AGAIN) >= SAY_AGAIN:
-            self.said = {text: now}
+        if text != self.said[0] or now - self.said[1] >= SAY_AGAIN:
+            self.said = (text, now)
             self.error(text)
 
 
-def open_first(paths):
+def open_first(*paths):
     """The descriptor of the first of `paths` that opens for writing without blocking, or None."""
     for path in paths:
         try:
@@ -217,27 +204,10 @@ def is_writable(fd):
     return bool(poll.poll(0))
 
 
-def write_file(path, text):
-    """Write `text` to an existing file of /proc or /sys; a failure is logged at debug. -> whether it was written."""
-    try:
-        fd = os.open(path, os.O_WRONLY)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
-        return True
-    except OSError as why:
-        log.debug(f"not written: {path}: {why.strerror}")
-        return False
-
-
 def read_file(path, limit=65536):
     """At most `limit` bytes of the file at `path`. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        return os.read(fd, limit)
-    finally:
-        os.close(fd)
+    with open(path, "rb", buffering=0) as file:
+        return file.read(limit)
 
 
 log = Log()
@@ -296,15 +266,17 @@ def mount(source, target, fstype, flags, data):
 
 
 def kill(pid, number):
-    """kill(2). Whom it does not find is gone already, and a refusal is logged: we may be PID 1 without being root."""
+    """kill(2); -> whether there was anybody to signal. A refusal is logged: we may be PID 1 without being root."""
     try:
         if pid == -1 and os.getpid() != 1:
             raise OSError(errno.EPERM, "only PID 1 may")
         os.kill(pid, number)
     except ProcessLookupError:
-        pass
+        return False
     except OSError as why:
-        log.warn(f"not signalled: pid {pid}: {signal_name(number)}: {why.strerror}")
+        if number:
+            log.warn(f"not signalled: pid {pid}: {signal_name(number)}: {why.strerror}")
+    return True
 
 
 # ---- signals: the one table
@@ -380,21 +352,13 @@ def parse_number(word, lowest, highest, what):
     return int(word)
 
 
-def parse_exit_code(word):
-    return parse_number(word, 0, 255, "an exit status")
-
-
-def parse_pid(word):
-    return parse_number(word, 1, 2**22, "a process id")  # proc(5): the highest pid_max
-
-
 def parse_signal(word):
     """The number of a signal given as 15, TERM, SIGTERM or RTMIN+4."""
     if word[:1].isdigit():
         return parse_number(word, 1, 64, "a signal")
     name, plus, more = word.upper().partition("+")
-    number = getattr(signal, name if name.startswith("SIG") else "SIG" + name, None)
-    if not isinstance(number, signal.Signals) or (plus and not (number == signal.SIGRTMIN and more.isdigit())):
+    number = getattr(signal, "SIG" + name.replace("SIG", "", 1), None)
+    if not isinstance(number, signal.Signals) or plus and not (number == signal.SIGRTMIN and more.isdigit()):
         raise ValueError("expected a signal's name or number, such as TERM or 15")
     return parse_number(str(number + int(more or 0)), 1, 64, "a signal")
 
@@ -416,16 +380,16 @@ OPTIONS = (
     ("", "respawn", None),
     ("g", "group", None),
     ("r", "rewrite", parse_rewrite),
-    ("e", "exit-ok", parse_exit_code),
+    ("e", "exit-ok", lambda word: parse_number(word, 0, 255, "an exit status")),
     ("p", "parent-death", parse_signal),
     ("", "stop-timeout", parse_seconds),
     ("", "grace", parse_seconds),
     ("", "log-level", parse_level),
     ("", "check", None),
-    ("", "adopt-server", parse_pid),
-    ("s", "", None),
-    ("v", "", None),
-    ("w", "", None),
+    ("", "adopt-server", lambda word: parse_number(word, 1, 2**22, "a process id")),  # proc(5): the highest pid_max
+    ("s", "subreaper", None),
+    ("v", "verbose", None),
+    ("w", "warn", None),
     ("h", "help", None),
     ("V", "version", None),
 )
@@ -433,116 +397,90 @@ REPEATED = ("rewrite", "exit-ok")
 NOT_IN_A_VM = ("container", "check", "help", "version", "parent-death")
 
 
-class Options:
-    """What the command line and the environment ask for."""
-
-    def __init__(self):
-        self.given = {}  # option -> its argument; a list of them for REPEATED; True where there is none
-        self.command = []  # COMMAND and its arguments; empty for the server
-        self.stop_timeout = STOP_TIMEOUT
-        self.grace = GRACE
-        self.level = "info"  # our own log level
-        self.server_level = "info"  # the server's, passed on as it was given
-
-    def has(self, name):
-        return name in self.given
-
-    def add(self, name, value):
-        if name in REPEATED:
-            self.given.setdefault(name, []).append(value)
-        else:
-            self.given[name] = value
-
-
 def find_option(name):
     """The row of OPTIONS for `-x`, `--name` or an unambiguous beginning of it. Raises ValueError."""
-    rows = [row for row in OPTIONS if name in ("-" + row[0], "--" + row[1]) and name not in ("-", "--")]
-    if not rows and name.startswith("--"):
-        rows = [row for row in OPTIONS if row[1] and ("--" + row[1]).startswith(name)]
+    rows = [row for row in OPTIONS if name in ("-" + row[0], "--" + row[1])]
+    rows = rows or [row for row in OPTIONS if name[2:] and ("--" + row[1]).startswith(name)]
     if len(rows) != 1:
         raise ValueError("no such option" if not rows else "ambiguous: " + ", ".join("--" + row[1] for row in rows))
     return rows[0]
 
 
 def take_option(word, rest):
-    """One option of `word`, as getopt_long(3) reads it: (name, value, what is left of the word).
+    """The first option of `word`, as getopt_long(3) reads it: (long name, value, what is left of the word).
 
-    Its argument stands in the word, or is taken off the list `rest`. Raises ValueError(name: what was expected).
+    Its argument stands in the word, or is taken off the list `rest`. Raises ValueError: what was expected.
     """
-    if word.startswith("--"):
-        name, inline, argument = word.partition("=")
-        left = ""
-    else:
-        name, argument, left = word[:2], word[2:], "-" + word[2:]
-        inline = argument
-    try:
-        letter, long_name, parse = find_option(name)
-        if parse is None:
-            if name.startswith("--") and inline:
-                raise ValueError("takes no argument")
-            return long_name or letter, True, left if left != "-" else ""
-        if not inline:
-            if not rest:
-                raise ValueError("its argument is missing")
-            argument = rest.pop(0)
-            name = f"{name} {argument}"
-        elif name.startswith("--"):
-            name = word
-        else:
-            name += argument
-        return long_name, parse(argument), ""
-    except ValueError as why:
-        raise ValueError(f"{name}: {why}") from None
+    is_long = word.startswith("--")
+    name, inline, argument = word.partition("=") if is_long else (word[:2], word[2:], word[2:])
+    _, long_name, parse = find_option(name)
+    if parse is None:
+        if is_long and inline:
+            raise ValueError("takes no argument")
+        return long_name, True, "-" + inline if inline else ""
+    if not inline and not rest:
+        raise ValueError("its argument is missing")
+    return long_name, parse(argument if inline else rest.pop(0)), ""
 
 
 def parse_args(words, env, vm=False):
-    """(Options, complaints) from our command line and environment.
+    """(options, complaints) from our command line and environment; `options` has an entry for each long name given.
 
     Outside a VM a complaint is a reason not to start. In a VM nothing may stop the boot: the kernel hands us every
     word that it does not know itself, so words that are not ours are complained of and passed over.
     """
-    options, complaints, words = Options(), [], list(words)
+    options, complaints, words = {"command": []}, [], list(words)
     while words:
         word = words.pop(0)
         if word[:1] != "-" or word in ("-", "--"):
             if not vm:
-                options.command = words if word == "--" else [word] + words
+                options["command"] = words if word == "--" else [word] + words
                 break
-            complaints.append(f"{word}: not an option of ours")
+            complaints.append(f"{word}: not an option")
             continue
         while word:
+            before, offending = list(words), word
             try:
                 name, value, word = take_option(word, words)
             except ValueError as why:
-                complaints.append(str(why))
+                complaints.append(f"{' '.join([offending] + before[: len(before) - len(words)])}: {why}")
                 break
             if vm and name in NOT_IN_A_VM:
                 complaints.append(f"--{name}: not in a VM")
+            elif name in REPEATED:
+                options.setdefault(name, []).append(value)
             else:
-                options.add(name, value)
+                options[name] = value
     read_environment(options, env, vm, complaints)
     return options, complaints
 
 
 def read_environment(options, env, vm, complaints):
     """Fill in what the command line did not say; bad values are added to `complaints`."""
-    for name, variable in (("stop-timeout", "PYINIT1_STOP_TIMEOUT"), ("grace", "PYINIT1_GRACE")):
-        if variable in env and not options.has(name):
-            try:
-                options.add(name, parse_seconds(env[variable]))
-            except ValueError as why:
-                complaints.append(f"{variable}={env[variable]}: {why}")
+    for name, variable, default in (
+        ("stop-timeout", "PYINIT1_STOP_TIMEOUT", STOP_TIMEOUT),
+        ("grace", "PYINIT1_GRACE", GRACE),
+    ):
+        try:
+            if name not in options:
+                options[name] = parse_seconds(env[variable]) if variable in env else default
+        except ValueError as why:
+            complaints.append(f"{variable}={env[variable]}: {why}")
+            options[name] = default
+    options.setdefault("log-level", env.get("ZINIT_LOG_LEVEL", "info"))  # the server's, as it was given
     if vm and env.get("PYINIT1_COMMAND"):
         import shlex
 
         try:
-            options.command = shlex.split(env["PYINIT1_COMMAND"])
+            options["command"] = shlex.split(env["PYINIT1_COMMAND"])
         except ValueError as why:
             complaints.append(f"PYINIT1_COMMAND={env['PYINIT1_COMMAND']}: {why}")
-    options.stop_timeout = options.given.get("stop-timeout", STOP_TIMEOUT)
-    options.grace = options.given.get("grace", GRACE)
-    options.server_level = options.given.get("log-level", env.get("ZINIT_LOG_LEVEL", "info"))
-    options.level = "debug" if options.has("v") else options.server_level if options.server_level in LEVELS else "info"
+
+
+def own_level(options):
+    """Our own log level, an index of LEVELS: debug with -v; nonsense means info; trace is debug."""
+    name = "debug" if "verbose" in options else options["log-level"]
+    return min(LEVELS.index(name if name in LEVELS else "info"), LEVELS.index("debug"))
 
 
 def usage():
@@ -554,7 +492,7 @@ def usage():
 
 
 def in_initial_pid_namespace():
-    """Is this PID 1 the machine's? By its namespace's inode, or by reboot(RB_DISABLE_CAD), which only that one may ask."""
+    """Is this PID 1 the machine's? By its namespace's inode, or by reboot(RB_DISABLE_CAD), which no other may ask."""
     try:
         return os.stat("/proc/self/ns/pid").st_ino == PROC_PID_INIT_INO
     except OSError:
@@ -570,7 +508,7 @@ def in_initial_pid_namespace():
 
 def container_word(options, env):
     """The word that says that this is a container, or nothing."""
-    if options.has("container"):
+    if "container" in options:
         return "--container"
     if "ZINIT_CONTAINER" in env:
         return "ZINIT_CONTAINER is set"
@@ -578,7 +516,7 @@ def container_word(options, env):
 
 
 def where_am_i(pid, vm, word):
-    """(mode, reason) of the process `pid`, where `vm` says that it is the machine's PID 1 and `word` container_word()."""
+    """(mode, reason) of the process `pid`; `vm` says that it is a machine's PID 1, `word` is container_word()."""
     if vm:
         return VM, "PID 1 of the initial PID namespace"
     if word:
@@ -696,8 +634,8 @@ def boot(options):
     for row in API_MOUNTS:
         step(f"mount {row[1]}", mount_api, *row)
     if debug_wanted():
-        options.level = options.server_level = "debug"
-    log.level = log_level(options.level)
+        options["log-level"] = "debug"
+    log.level = own_level(options)
     fill_descriptors(CONSOLE + NOTHING)
     log.open(vm=True)
     step("links in /dev", link_dev)
@@ -715,50 +653,42 @@ def boot(options):
 class Process:
     """One process of proc(5)'s /proc/PID/stat."""
 
-    def __init__(self, pid, line):
+    def __init__(self, line):
         before, _, after = line.rpartition(b")")  # the name may have parentheses and spaces of its own
         fields = after.split()
-        self.pid = pid
-        self.name = before.partition(b"(")[2].decode("utf-8", "replace")
-        self.zombie = fields[0] == b"Z"
-        self.ppid, self.group = int(fields[1]), int(fields[2])
-        self.has_tty = int(fields[4]) != 0
-        self.kernel_thread = bool(int(fields[6]) & PF_KTHREAD)
+        self.pid, self.name = int(before.split()[0]), before.partition(b"(")[2].decode("utf-8", "replace")
+        self.zombie, self.ppid, self.group = fields[0] == b"Z", int(fields[1]), int(fields[2])
+        self.has_tty, self.kernel_thread = fields[4] != b"0", bool(int(fields[6]) & PF_KTHREAD)
 
 
 def processes():
-    """All user processes but ourselves, as {pid: Process}; empty without /proc."""
-    found = {}
-    try:
-        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    except OSError:
-        return found
-    for pid in pids:
+    """All user processes but ourselves; none without /proc."""
+    found = []
+    for pid in os.listdir("/proc") if os.path.isdir("/proc") else ():
         try:
-            process = Process(pid, read_file(f"/proc/{pid}/stat"))
-        except (OSError, ValueError, IndexError):
-            continue  # it has just ended
-        if pid != os.getpid() and not process.kernel_thread:
-            found[pid] = process
-    return found
+            if pid.isdigit() and int(pid) != os.getpid():
+                found.append(Process(read_file(f"/proc/{pid}/stat")))
+        except (OSError, IndexError):
+            pass  # it has just ended
+    return [process for process in found if not process.kernel_thread]
 
 
 def children_of(pid, table):
-    """The children of `pid` that are alive, of the processes() in `table`."""
-    return [process for process in table.values() if process.ppid == pid and not process.zombie]
+    """The children of `pid`, of the processes() in `table`, that are alive."""
+    return [process for process in table if process.ppid == pid and not process.zombie]
 
 
 def descendants_of(pid, table):
     """The children of `pid`, theirs, and so on: parents first."""
-    found = [process for process in table.values() if process.ppid == pid]
+    found = [process for process in table if process.ppid == pid]
     for process in found:
-        found += [child for child in table.values() if child.ppid == process.pid]
+        found += [child for child in table if child.ppid == process.pid]
     return found
 
 
 def names(listed):
     """In words, a list of Process."""
-    text = ", ".join(f"pid {process.pid} {process.name}" for process in listed[:NAMES])
+    text = ", ".join(f"pid {process.pid} {process.name}" for process in listed[:NAMES]) or "none"
     return text + (f" and {len(listed) - NAMES} more" if len(listed) > NAMES else "")
 
 
@@ -766,7 +696,7 @@ def names(listed):
 
 
 def find_server(env):
-    """The path of zinit-server. Raises FileNotFoundError or PermissionError that says where it was looked for."""
+    """The path of zinit-server. Raises OSError that says where it was looked for."""
     paths = (env["PYINIT1_SERVER"],) if env.get("PYINIT1_SERVER") else SERVER_PATHS
     for path in paths:
         if os.path.exists(path):
@@ -783,10 +713,9 @@ def server_argv(path, env, level, mode):
 
 
 def candidates(name, env):
-    """The paths that `name` can mean, in execvp(3)'s order."""
-    if "/" in name or not name:
-        return [name]
-    return [f"{folder or '.'}/{name}" for folder in env.get("PATH", DEFAULT_PATH).split(":")]
+    """The paths that the command `name` can mean, in execvp(3)'s order."""
+    folders = env.get("PATH", DEFAULT_PATH).split(":")
+    return [name] if "/" in name or not name else [f"{folder or '.'}/{name}" for folder in folders]
 
 
 def exec_command(argv, env):
@@ -799,7 +728,7 @@ def exec_command(argv, env):
             if why.errno == errno.ENOEXEC:  # no `#!`: a script, as for every shell; an empty one too
                 os.execve("/bin/sh", ["/bin/sh", path, *argv[1:]], env)
             if why.errno == errno.EACCES:
-                failure = OSError(why.errno, "is a directory" if os.path.isdir(path) else "not executable", path)
+                failure = OSError(errno.EACCES, "is a directory" if os.path.isdir(path) else "not executable", path)
             elif why.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise
             elif os.path.exists(path):
@@ -808,9 +737,9 @@ def exec_command(argv, env):
 
 
 def interpreter_of(path):
-    """The file that the first line of a script names, else the words for a binary's loader."""
+    """What the first line of a script names; a binary's is the loader of its libraries."""
     line = read_file(path, 256).partition(b"\n")[0]
-    return os.fsdecode((line[2:].split() or [b""])[0]) if line.startswith(b"#!") else "the program loader"
+    return os.fsdecode((line[2:].split() or [b""])[0]) if line.startswith(b"#!") else "the loader"
 
 
 def failure_code(why):
@@ -819,12 +748,12 @@ def failure_code(why):
 
 
 def spawn(argv, prepare):
-    """Start a child that does prepare() -> environment, then becomes argv. -> (pid, read end of its report). Raises OSError.
+    """Start a child that becomes argv in the environment prepare(). -> (pid, read end of its report). Raises OSError.
 
     The report is empty if exec worked, and says why it did not otherwise. Nobody waits for it: the loop reads it.
     """
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    # Blocked around fork: a handler of ours that ran in the child would swallow the signal and wake the parent.
+    # Blocked around fork: a handler of ours that ran in the child would swallow the signal, and wake the parent.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()
@@ -852,30 +781,17 @@ def run_child(argv, prepare, report):
     except OSError as why:
         code = failure_code(why)
         os.write(report, f"{why.filename or argv[0]}: {why.strerror}".encode("utf-8", "surrogateescape"))
-    except BaseException as why:
-        os.write(report, f"{argv[0]}: {type(why).__name__}: {why}".encode("utf-8", "surrogateescape"))
     finally:
         os._exit(code)
 
 
-def working_directory():
-    try:
-        return os.getcwd()
-    except OSError:
-        return "/"  # somebody has removed it
-
-
 def given_descriptors():
     """The descriptors above 2 that our parent gave us: those that are not close-on-exec."""
-    try:
-        fds = [int(name) for name in os.listdir("/proc/self/fd")]
-    except OSError:
-        return []
     found = []
-    for fd in fds:
+    for fd in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
         try:
-            if fd > 2 and os.get_inheritable(fd):
-                found.append(fd)
+            if int(fd) > 2 and os.get_inheritable(int(fd)):
+                found.append(int(fd))
         except OSError:
             pass  # the one that listdir() had open
     return found
@@ -892,6 +808,16 @@ def foreground_terminal():
     return None
 
 
+def take_terminal(fd):
+    """tcsetpgrp(3): our group to the foreground again, with the SIGTTOU of that blocked."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
+    try:
+        os.tcsetpgrp(fd, os.getpgrp())
+    except OSError as why:
+        log.debug(f"terminal not taken back: {why.strerror}")
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def is_our_child(pid):
     """waitid(2) without taking the status: is `pid` a child of ours, alive or not yet reaped?"""
     try:
@@ -901,29 +827,39 @@ def is_our_child(pid):
         return False
 
 
+def start_helper(deed):
+    """fork(2) a child that does deed(), which may block, and exits; -> its pid. Raises OSError."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            deed()
+        finally:
+            os._exit(0)
+    return pid
+
+
 # ---- the server's RPC: what is said; who says it is Init.ask
 
 
-def rpc_request(method, number):
-    """The line that asks for `method`."""
-    return f'{{"jsonrpc":"2.0","id":{number},"method":"{method}"}}\n'.encode()
+def rpc_request(method):
+    return f'{{"jsonrpc":"2.0","id":1,"method":"{method}"}}\n'.encode()
 
 
-def rpc_result(line, number):
-    """The result in the server's answer, a dictionary. Raises ValueError: nothing that comes in is trusted."""
+def rpc_result(line):
+    """The result, a dictionary, in the server's answer. Raises ValueError: nothing that comes in is trusted."""
     import json  # loaded by load_the_rest
 
     try:
         answer = json.loads(line)
     except (ValueError, RecursionError):
-        raise ValueError(f"an answer that is not JSON: {line[:60]!r}") from None
-    if not isinstance(answer, dict) or answer.get("id") != number or not isinstance(answer.get("result"), dict):
-        raise ValueError(f"not the answer that was expected: {line[:200]!r}")
+        raise ValueError(f"answered no JSON: {line[:60]!r}") from None
+    if not isinstance(answer, dict) or answer.get("id") != 1 or not isinstance(answer.get("result"), dict):
+        raise ValueError(f"answered: {line[:200].decode('utf-8', 'replace')}")
     return answer["result"]
 
 
 def file_identity(path):
-    """What changes when the file at `path` is another one than before; None if there is none.
+    """What differs when the file at `path` is another one than before; None if there is none.
 
     Not its age: a fresh file's time comes from a clock that may lag time.time() by 4 ms.
     """
@@ -935,49 +871,42 @@ def file_identity(path):
 
 
 def state_was_saved(result, before, identity=file_identity):
-    """Did the server save its state for the next one? By its `result`, and by the file that was `before` its request."""
+    """Did the server save its state? By its `result`, and by the file whose identity was `before` the request."""
     path = result.get("state_path")
     path = path if isinstance(path, str) else STATE_PATH
     now = identity(path)
-    # `ready` with no such file, which was seen, is no state: the next server would start every service again.
+    # `ready` and no file, which does happen, is not saved: the next server would start every service again.
     return now is not None and (result.get("ready") is True or (path == STATE_PATH and now != before))
-
-
-def load_the_rest():
-    """Import what only the RPC and the end need: once the server runs, and before any file can be gone."""
-    import json  # noqa: F401
-    import socket  # noqa: F401
-
-    load_libc()
 
 
 # ---- PID 1: its state, its loop, and what it does
 
 
 class Init:
-    """The one process of this file that stays. Everything it waits for goes through turn(), the one loop."""
+    """The one object of this file. Everything that it waits for goes through turn(), the one loop."""
 
-    def __init__(self, options, mode, reason, cwd, given):
-        self.options, self.mode, self.cwd = options, mode, cwd
-        self.command = options.command
-        self.once = bool(self.command) and not options.has("respawn")
+    def __init__(self, options, mode):
+        self.options, self.mode = options, mode
+        self.command = options["command"]
+        self.once = bool(self.command) and "respawn" not in options
         self.forwards = self.once and mode != VM
+        self.rewrite = dict(options.get("rewrite", ()))  # signal -> the one that COMMAND gets instead
         self.what = "COMMAND" if self.command else "server"  # in the log
-        self.given = given  # descriptors above 2 that are the child's
+        self.cwd = "/"  # where the child starts; ours is /, so that we hold no mount
+        self.given = []  # descriptors above 2 that are the child's
+        self.terminal = None  # descriptor of the terminal that COMMAND gets from us, and gives back
         self.server = None  # pid of the server, or of COMMAND; None while it does not run
-        self.started = ""  # the words that it was started with; empty if that failed
+        self.started = ""  # the words that it was started with; empty if exec failed
         self.report = None  # descriptor on which the child says why exec failed, until it has closed it
         self.start_at = 0.0  # when the server is to be started, time.monotonic()
         self.helper = None  # pid of the child that does what could block us
-        self.wakeup = None  # read end of the pipe that signal handlers write to
+        self.wakeup = None  # read end of the pipe that signals write to
         self.pending = set()  # signals that came and are not answered yet
+        self.interrupts = []  # when the last SIGINTs came, time.monotonic()
         self.restart = False  # a soft restart was asked for
         self.request = None  # the first of ENDINGS that was asked for
         self.ending = False  # the end is under way: nothing is started any more
         self.status = 0  # our exit status, where we exit
-        self.interrupts = []  # when the last SIGINTs came, time.monotonic()
-        self.terminal = foreground_terminal() if self.command and mode != VM else None  # COMMAND gets it from us
-        log.info(f"mode: {mode}: {reason}")
 
     # -- the loop
 
@@ -985,11 +914,11 @@ class Init:
         """Put the handlers in and unblock: from here on signals are answered."""
         self.wakeup, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        handlers = {FAULT: signal.SIG_DFL, UNHEARD: self.note if self.forwards else signal.SIG_IGN}
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            handlers = {FAULT: signal.SIG_DFL, UNHEARD: self.note if self.forwards else signal.SIG_IGN}
             signal.signal(number, handlers.get(action_for(number), self.note))
+        self.pending.add(signal.SIGCHLD)  # who died before has sent nothing
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        self.pending.add(signal.SIGCHLD)  # who died before us has sent nothing
 
     def note(self, number, _frame):
         """The one signal handler. The pipe's bytes only wake us: it drops them when it is full; this set does not."""
@@ -1011,15 +940,12 @@ class Init:
 
     def sleep(self, deadline, fd, events):
         """The one blocking call of PID 1."""
-        timeout = None
-        if deadline is not None:
-            timeout = min(max(0.0, deadline - time.monotonic()), LONGEST_SLEEP) * 1000
         poll = select.poll()  # not select(2), which breaks at descriptor 1024
-        poll.register(self.wakeup, select.POLLIN)
-        for other, its_events in ((fd, events), (self.report, select.POLLIN)):
-            if other is not None:
-                poll.register(other, its_events)
-        ready = [number for number, _ in poll.poll(0 if self.pending else timeout)]
+        for each, its_events in ((self.wakeup, select.POLLIN), (self.report, select.POLLIN), (fd, events)):
+            if each is not None:
+                poll.register(each, its_events)
+        timeout = None if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST_SLEEP) * 1000
+        ready = [each for each, _ in poll.poll(0 if self.pending else timeout)]
         if self.wakeup in ready:
             os.read(self.wakeup, 65536)  # all that a pipe holds
         if self.report in ready:
@@ -1027,16 +953,16 @@ class Init:
         return fd in ready
 
     def wait(self, done, seconds, look_again=None):
-        """Turn until done() or the time is over; -> done(). Ends early when a request to end comes before the end.
+        """Turn until done(), at most `seconds`; -> whether it is done. Gives up early when it is called_away().
 
-        `look_again`: seconds after which done() is asked even when no signal came.
+        `look_again`: the seconds after which done() is asked again even if no signal came.
         """
         deadline = time.monotonic() + seconds
         while not done():
             now = time.monotonic()
             if now >= deadline or self.called_away():
                 return False
-            self.turn(deadline if look_again is None else min(deadline, now + look_again))
+            self.turn(min(deadline, now + (look_again or seconds)))
         return True
 
     def called_away(self):
@@ -1046,7 +972,7 @@ class Init:
     # -- reaping
 
     def reap(self):
-        """Take every status that is there; -> True if we have no child at all any more."""
+        """Take every status that is there; -> whether we have no child at all any more."""
         for _ in range(REAP_AT_ONCE):
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -1055,63 +981,42 @@ class Init:
             if pid == 0:
                 return False
             if pid == self.server:
-                self.server_ended(pid, status)
+                self.server_ended(status)
             elif pid == self.helper:
                 self.helper = None
             else:
-                (log.warn if self.options.has("w") else log.debug)(f"orphan reaped: pid {pid}: {how_it_ended(status)}")
-        self.pending.add(signal.SIGCHLD)  # there may be more: first the signals and deadlines, then those
+                (log.warn if "warn" in self.options else log.debug)(f"orphan reaped: pid {pid}: {how_it_ended(status)}")
+        self.pending.add(signal.SIGCHLD)  # there may be more: signals and deadlines first
         return False
 
-    def server_ended(self, pid, status):
-        """Note the end of the server or COMMAND; run() starts it again, or ends."""
+    def server_ended(self, status):
+        """Note the end of the server or of COMMAND: run() starts it again, or ends."""
         self.read_report()
-        self.server = None
-        self.start_at = time.monotonic() + RESPAWN_DELAY
+        pid, self.server, self.start_at = self.server, None, time.monotonic() + RESPAWN_DELAY
+        if self.terminal is not None:
+            take_terminal(self.terminal)
         if self.started:
             log.info(f"{self.what} ended: pid {pid}: {how_it_ended(status)}")
-        self.take_terminal()
         if self.once:
-            self.status = exit_code(status, self.options.given.get("exit-ok", ()))
+            self.status = exit_code(status, self.options.get("exit-ok", ()))
             self.request = self.request or POWER_OFF
         elif self.started and not (self.command or self.restart or self.ending):
-            self.name_survivors()
-
-    def read_report(self):
-        """Hear from the child whether exec worked, once it has said so."""
-        if self.report is None:
-            return
-        failure = os.read(self.report, 4096).decode("utf-8", "replace")
-        os.close(self.report)
-        self.report = None
-        if failure:
-            self.started = ""
-            self.not_started(failure)
-        else:
-            log.info(f"{self.what} started: pid {self.server}: {self.started}")
-
-    def not_started(self, why):
-        again = "" if self.once else "; trying again every second"
-        log.seldom(f"{self.what} not started: {why}{again}")
-
-    def name_survivors(self):
-        """After a crash of the server: its services are now our children, and the next server starts them a second time."""
-        left = children_of(os.getpid(), processes())
-        if left:
-            log.warn(f"services may run twice: the server died and left: {names(left)}")
+            left = children_of(os.getpid(), processes())
+            if left:  # nobody can tell its services from other orphans any more, so none is stopped
+                log.warn(f"services may run twice: the server died and left: {names(left)}")
 
     # -- answering
 
     def answer(self, number):
-        """Answer one signal. Only notes what is to be done: nothing waits in here."""
+        """Answer one signal: pass it on, or note what is to be done. Nothing waits in here."""
         if self.forwards:
-            self.forward(number)
+            self.signal_server(number)
             return
         action = action_for(number)
         log.info(f"signal: {signal_name(number)}: {action}")
         if number == signal.SIGINT:
             self.count_interrupt()
-        if action in ENDINGS + (SOFT_RESTART,) and self.request is not None:
+        if self.request is not None:
             log.info(f"ending already: {self.request}")
         elif action in ENDINGS:
             self.request = action
@@ -1124,36 +1029,42 @@ class Init:
         """Seven SIGINT within 2 s: somebody has no patience with the orderly end any more."""
         self.interrupts = self.interrupts[1 - INTERRUPTS :] + [time.monotonic()]
         if len(self.interrupts) == INTERRUPTS and self.interrupts[-1] - self.interrupts[0] <= INTERRUPTS_WITHIN:
-            log.warn(f"{INTERRUPTS} SIGINT within {INTERRUPTS_WITHIN:.0f} s: ending at once")
+            log.warn(f"{INTERRUPTS} SIGINT within {INTERRUPTS_WITHIN:g} s: ending at once")
             if self.mode == VM:
                 hurry(REBOOT)
                 park()
             os._exit(1)
 
-    def forward(self, number):
-        """Pass a signal on to COMMAND, as -r and -g say."""
-        number = dict(self.options.given.get("rewrite", ())).get(number, number)
-        if self.server is not None and number:
-            self.signal_server(number)
-
     def signal_server(self, number):
-        """Send a signal to the server, or to COMMAND's whole group with -g."""
-        if self.options.has("group"):
-            try:
-                os.killpg(self.server, number)
-                return
-            except ProcessLookupError:
-                pass  # it has no group of its own yet: it gets the signal itself
-        kill(self.server, number)
+        """Send a signal to the server, or COMMAND, if it runs: as -r rewrites it, and to its whole group with -g."""
+        number = self.rewrite.get(number, number)
+        if self.server is None or number == 0:
+            return
+        # A child that has no group of its own yet gets the signal itself.
+        if "group" not in self.options or not kill(-self.server, number):
+            kill(self.server, number)
 
-    # -- starting
+    # -- the server
+
+    def run(self):
+        """Keep the server alive until a request to end comes. Never returns."""
+        while self.request is None:
+            if self.restart:
+                self.soft_restart()
+            elif self.server is not None:
+                self.turn()
+            elif time.monotonic() < self.start_at:
+                self.turn(self.start_at)
+            else:
+                self.start_server()
+        self.end()
 
     def start_server(self):
         """Start the server or COMMAND; where that fails, say so and leave it to the next try."""
         self.start_at = time.monotonic() + RESPAWN_DELAY
         try:
             argv = self.command or server_argv(
-                find_server(os.environ), os.environ, self.options.server_level, self.mode)  # fmt: skip
+                find_server(os.environ), os.environ, self.options["log-level"], self.mode)  # fmt: skip
             self.started = " ".join(argv)
             self.server, self.report = spawn(argv, self.prepare)
         except OSError as why:
@@ -1161,22 +1072,11 @@ class Init:
             if self.once:
                 self.status, self.request = failure_code(why), POWER_OFF
         if self.once:
-            for fd in self.given:
-                os.close(fd)
-
-    def take_terminal(self):
-        """The terminal is ours again, if it was; the SIGTTOU of that is blocked."""
-        if self.terminal is None:
-            return
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
-        try:
-            os.tcsetpgrp(self.terminal, os.getpgrp())
-        except OSError as why:
-            log.debug(f"terminal not taken back: {why.strerror}")
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            while self.given:
+                os.close(self.given.pop())
 
     def prepare(self):
-        """In the child: its own group or session, terminal, folder, descriptors; -> its environment. Raises OSError."""
+        """In the child: its own group or session, its terminal and folder; -> its environment."""
         try:
             if self.mode == VM:
                 os.setsid()
@@ -1194,41 +1094,56 @@ class Init:
             env["LISTEN_PID"] = str(os.getpid())
         return env
 
-    def run(self):
-        """Keep the server alive until a request to end comes. Never returns."""
-        while self.request is None:
-            if self.restart:
-                self.soft_restart()
-            elif self.server is not None:
-                self.turn()
-            elif time.monotonic() >= self.start_at:
-                self.start_server()
-            else:
-                self.turn(self.start_at)
-        self.end()
+    def read_report(self):
+        """Hear from the child whether exec worked, once it has said so."""
+        if self.report is None:
+            return
+        failure = os.read(self.report, 4096).decode("utf-8", "replace")
+        os.close(self.report)
+        self.report = None
+        if failure:
+            self.started = ""
+            self.not_started(failure)
+        else:
+            log.info(f"{self.what} started: pid {self.server}: {self.started}")
+
+    def not_started(self, why):
+        log.seldom(f"{self.what} not started: {why}" + ("" if self.once else "; trying again every second"))
+
+    def terminate(self):
+        """SIGTERM, and SIGCONT: a stopped process sees no SIGTERM."""
+        self.signal_server(signal.SIGTERM)
+        self.signal_server(signal.SIGCONT)
+
+    def await_server(self, seconds):
+        """Wait for the server's end, then kill it; called away it does neither."""
+        if self.wait(lambda: self.server is None, seconds) or self.called_away():
+            return
+        log.warn(f"{self.what} killed: pid {self.server}: still there after {seconds:.1f} s")
+        kill(self.server, signal.SIGKILL)
+        self.wait(lambda: self.server is None, KILL_WAIT)
 
     # -- asking the server
 
     def ask(self, method, seconds):
         """Send the server an RPC; -> its result ({} if it took the request and hung up), None if it could not be asked.
 
-        Takes at most `seconds`. The loop goes on turning meanwhile.
+        Takes at most `seconds`, in which the loop goes on turning.
         """
         import socket  # loaded by load_the_rest
 
+        kill(self.server, signal.SIGCONT)  # a stopped server answers nobody
         deadline = time.monotonic() + seconds
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.setblocking(False)
-            self.connect(connection, os.environ.get("ZINIT_SOCKET", SOCKET), deadline)
-            connection.send(rpc_request(method, 1))
-            line = self.receive(connection, deadline)
-            return rpc_result(line, 1) if line else {}
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.setblocking(False)
+                self.connect(connection, os.environ.get("ZINIT_SOCKET", SOCKET), deadline)
+                connection.send(rpc_request(method))
+                line = self.receive(connection, deadline)
+                return rpc_result(line) if line else {}
         except (OSError, ValueError) as why:
             log.warn(f"server not asked: {method}: {why}")
             return None
-        finally:
-            connection.close()
 
     def connect(self, connection, path, deadline):
         """connect(2), tried again while the server's backlog is full. Raises OSError."""
@@ -1240,7 +1155,7 @@ class Init:
                 self.turn(min(deadline, time.monotonic() + LOOK_AGAIN))
 
     def receive(self, connection, deadline):
-        """One line; b"" if it hung up after it had read our request. Raises OSError, ValueError.
+        """One line; b"" if the server hung up after it had read our request. Raises OSError, ValueError.
 
         Had it not read it, recv(2) would say ECONNRESET: unix(7) sockets tell.
         """
@@ -1255,7 +1170,7 @@ class Init:
             elif self.server is None:
                 raise ConnectionResetError(errno.ECONNRESET, "died before it answered")
             if len(data) > ANSWER_BYTES:
-                raise ValueError("an answer without an end")
+                raise ValueError("answers without an end")
         return data.partition(b"\n")[0]
 
     def patience(self, deadline, what):
@@ -1271,21 +1186,18 @@ class Init:
         """Replace the server; its services live on as our children, and none runs twice afterwards."""
         if self.server is not None:
             log.info(f"soft restart: stopping {self.what}: pid {self.server}")
-            (self.replace_command if self.command else self.replace_server)()
+            if self.command:
+                self.terminate()
+                self.await_server(self.options["stop-timeout"])
+            else:
+                self.replace_server()
         if self.request is None:
-            self.restart = False  # a request that came meanwhile is met by the start below
+            self.restart = False  # a second request that came meanwhile is met by this start
             self.start_server()
 
-    def replace_command(self):
-        """Stop a kept COMMAND."""
-        self.terminate()
-        self.await_server(self.options.stop_timeout)
-
     def replace_server(self):
-        """Ask the server to save its state and go. What it left unsaved is stopped, or it would run twice."""
-        services = children_of(self.server, processes())
-        before = file_identity(STATE_PATH)
-        kill(self.server, signal.SIGCONT)  # a stopped server can do neither
+        """Ask the server to save its state and go. Services that it did not save are stopped, not to run twice."""
+        services, before = children_of(self.server, processes()), file_identity(STATE_PATH)
         result = self.ask("system.prepare_restart", RPC_LIMIT)
         if result is None and not self.called_away():
             self.terminate()
@@ -1293,33 +1205,16 @@ class Init:
         if self.called_away():
             return
         if state_was_saved(result or {}, before):
-            log.info(f"soft restart: state saved: services go on: {names(services) or 'none'}")
+            log.info(f"soft restart: state saved: services go on: {names(services)}")
         else:
-            log.warn(f"soft restart: state not saved: stopping its services: {names(services) or 'none'}")
-            self.stop_services(services)
+            log.warn(f"soft restart: state not saved: stopping its services: {names(services)}")
+            self.stop_services({process.group for process in services} - {0, 1, os.getpgrp()})
 
-    def terminate(self):
-        """SIGTERM, as -r and -g say, and SIGCONT: a stopped process sees no SIGTERM."""
-        number = dict(self.options.given.get("rewrite", ())).get(signal.SIGTERM, signal.SIGTERM)
-        if self.server is not None and number:
-            self.signal_server(number)
-        if self.server is not None:
-            self.signal_server(signal.SIGCONT)
-
-    def await_server(self, seconds):
-        """Wait for the server's end, then kill it; called away it does neither."""
-        if self.wait(lambda: self.server is None, seconds) or self.called_away():
-            return
-        log.warn(f"{self.what} killed: pid {self.server}: still there after {seconds:.1f} s")
-        kill(self.server, signal.SIGKILL)
-        self.wait(lambda: self.server is None, KILL_WAIT)
-
-    def stop_services(self, services):
-        """SIGTERM to the groups of these processes, RESTART_LIMIT, SIGKILL."""
-        groups = {process.group for process in services} - {0, 1, os.getpgrp()}
+    def stop_services(self, groups):
+        """SIGTERM to these process groups, RESTART_LIMIT, SIGKILL."""
 
         def gone():
-            groups.difference_update([group for group in groups if not group_exists(group)])
+            groups.difference_update([group for group in groups if not kill(-group, 0)])
             return not groups
 
         for number, seconds in ((signal.SIGTERM, RESTART_LIMIT), (signal.SIGKILL, KILL_WAIT)):
@@ -1328,26 +1223,29 @@ class Init:
                 kill(-group, signal.SIGCONT)
             if self.wait(gone, seconds, LOOK_AGAIN) or self.called_away():
                 return
-            log.warn(f"soft restart: still there after {seconds:.1f} s: groups {sorted(groups)}")
+            log.warn(f"soft restart: still there {seconds:g} s after {signal_name(number)}: groups {sorted(groups)}")
 
     # -- the end
 
     def end(self):
         """Stop everything in order, then leave. Never returns."""
         self.ending = True
-        how = self.request
-        patience = f"{self.what} has {self.options.stop_timeout:g} s, others {self.options.grace:g} s"
-        log.info(f"the end: {how}: {patience if self.server is not None else self.what + ' does not run'}")
+        log.info(f"the end: {self.request}: {self.patience_in_words()}")
         self.phase(f"{self.what} stopped", self.stop_server)
         self.phase("others stopped", self.stop_others)
         if self.mode == VM:
             self.phase("disks synced", self.sync)
-            try_reboot(how)
+            try_reboot(self.request)
             park()
         log.info(f"the end: exit status {self.status}")
         os._exit(self.status)
 
+    def patience_in_words(self):
+        others = f"others have {self.options['grace']:g} s"
+        return others if self.server is None else f"{self.what} has {self.options['stop-timeout']:g} s, {others}"
+
     def phase(self, name, deed):
+        """Do one phase of the end, and log how long it took."""
         started = time.monotonic()
         deed()
         log.info(f"the end: {name}: {time.monotonic() - started:.3f} s")
@@ -1356,55 +1254,46 @@ class Init:
         """Ask it, else SIGTERM; SIGKILL when its time is over."""
         if self.server is None:
             return
-        deadline = time.monotonic() + self.options.stop_timeout
-        asked = None
-        if not self.command:
-            kill(self.server, signal.SIGCONT)  # a stopped server cannot stop its services
-            # Half the time at most, so that the step after this one has some.
-            asked = self.ask("system.shutdown", min(RPC_LIMIT, self.options.stop_timeout / 2))
-        if asked is None:
+        timeout = self.options["stop-timeout"]
+        deadline = time.monotonic() + timeout
+        # Half of the time at most for asking, so that SIGTERM has some, too.
+        if self.command or self.ask("system.shutdown", min(RPC_LIMIT, timeout / 2)) is None:
             self.terminate()
         self.await_server(max(0.0, deadline - time.monotonic()))
 
     def stop_others(self):
-        """SIGTERM, SIGHUP where there is a terminal (interactive shells ignore SIGTERM), SIGCONT; the grace; SIGKILL."""
+        """SIGTERM, SIGHUP where there is a terminal (interactive shells ignore SIGTERM), SIGCONT; grace; SIGKILL."""
         if self.nobody_left():
             return
+        grace, look_again = self.options["grace"], LOOK_AGAIN if self.mode == CONTAINER else None
         others = self.others()
         self.signal_others(signal.SIGTERM, others)
         for process in others:
             if process.has_tty:
                 kill(process.pid, signal.SIGHUP)
         self.signal_others(signal.SIGCONT, others)
-        if self.wait(self.nobody_left, self.options.grace, LOOK_AGAIN if self.mode == CONTAINER else None):
+        if self.wait(self.nobody_left, grace, look_again):
             return
         others = self.others()
-        log.warn(f"others killed: still there after {self.options.grace:g} s: {names(others)}")
+        log.warn(f"others killed: still there after {grace:g} s: {names(others)}")
         self.signal_others(signal.SIGKILL, others)
-        if not self.wait(self.nobody_left, KILL_WAIT, LOOK_AGAIN if self.mode == CONTAINER else None):
+        if not self.wait(self.nobody_left, KILL_WAIT, look_again):
             log.warn(f"others left behind: SIGKILL did not end them: {names(self.others())}")
 
     def others(self):
         """The processes that we are to end: all, if we are PID 1, else our descendants."""
         table = processes()
-        return list(table.values()) if os.getpid() == 1 else descendants_of(os.getpid(), table)
+        return table if os.getpid() == 1 else descendants_of(os.getpid(), table)
 
     def signal_others(self, number, others):
-        """The signal to all of others(), each exactly once: by one kill(-1), which no fork escapes, if we are PID 1."""
+        """The signal to `others`, each exactly once: if we are PID 1 by one kill(-1), which no fork escapes."""
         for pid in [-1] if os.getpid() == 1 else [process.pid for process in others]:
             kill(pid, number)
 
     def nobody_left(self):
-        """Have we nobody left to end? Neither a child, nor, in a container, what an exec from outside started there."""
-        if not self.reap():
-            return False
-        if self.mode == VM or os.getpid() != 1:
-            return True  # in a VM kill(-1, 0) always finds kernel threads
-        try:
-            os.kill(-1, 0)
-            return False
-        except OSError as why:
-            return why.errno == errno.ESRCH
+        """Have we nobody left to end? Neither a child nor, in a container, what was started there from outside."""
+        # In a VM kill(-1, 0) always finds kernel threads.
+        return self.reap() and (self.mode == VM or os.getpid() != 1 or not kill(-1, 0))
 
     def sync(self):
         """sync(2) in a child: a disk that is gone holds the child, not us."""
@@ -1414,41 +1303,24 @@ class Init:
             log.error(f"disks not synced: fork: {why.strerror}")
             return
         if not self.wait(lambda: self.helper is None, SYNC_LIMIT):
-            log.error(f"disks not synced: sync(2) did not return within {SYNC_LIMIT:.0f} s")
-
-
-def group_exists(group):
-    """Is there a process, or an unreaped one, in this process group?"""
-    try:
-        os.killpg(group, 0)
-        return True
-    except OSError as why:
-        return why.errno != errno.ESRCH
+            log.error(f"disks not synced: sync(2) did not return within {SYNC_LIMIT:g} s")
 
 
 # ---- the last things: these work without the loop
 
-
-def start_helper(deed):
-    """Fork a child that does deed() and exits; -> its pid. Raises OSError."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        deed()
-    finally:
-        os._exit(0)
-
-
-REBOOT_COMMANDS = {POWER_OFF: "RB_POWER_OFF", REBOOT: "RB_AUTOBOOT", HALT: "RB_HALT_SYSTEM"}
+REBOOT_COMMANDS = {
+    POWER_OFF: ("RB_POWER_OFF", RB_POWER_OFF),
+    REBOOT: ("RB_AUTOBOOT", RB_AUTOBOOT),
+    HALT: ("RB_HALT_SYSTEM", RB_HALT_SYSTEM),
+}
 
 
 def try_reboot(how):
     """reboot(2) as one of ENDINGS asks for it. Returns only if that fails."""
-    name = REBOOT_COMMANDS[how]
+    name, command = REBOOT_COMMANDS[how]
     log.info(f"the end: reboot(2): {name}")
     try:
-        reboot(globals()[name])
+        reboot(command)
     except OSError as why:
         log.error(f"reboot(2) failed: {name}: {why.strerror}")
 
@@ -1467,7 +1339,7 @@ def hurry(how):
 
 
 def park():
-    """Sleep for ever, still reaping; SIGTERM and SIGINT try reboot(2) again. It relies on nothing that may be broken."""
+    """Sleep for ever, still reaping; SIGTERM and SIGINT try reboot(2) again. Relies on nothing that may be broken."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     log.error("parked: nothing is started any more: SIGTERM powers off, SIGINT reboots")
     while True:
@@ -1478,18 +1350,18 @@ def park():
 
 
 def reap_all():
-    """Take every status that is there; -> the pids, which nobody misses any more."""
-    reaped = []
+    """Take every status that is there; -> the pids."""
+    pids = []
     try:
-        while not reaped or reaped[-1]:
-            reaped.append(os.waitpid(-1, os.WNOHANG)[0])
+        while not pids or pids[-1]:
+            pids.append(os.waitpid(-1, os.WNOHANG)[0])
     except OSError:
         pass
-    return reaped
+    return pids
 
 
 def crashed(why, vm):
-    """An exception in PID 1: a VM's parks, another one exits."""
+    """An exception in PID 1: a machine's parks, another one exits. Never returns."""
     places, frame = [], why.__traceback__
     while frame is not None:
         places.append(f"{frame.tb_frame.f_code.co_name}:{frame.tb_lineno}")
@@ -1503,19 +1375,33 @@ def crashed(why, vm):
 # ---- main
 
 
+def tell_pid_1(name, words):
+    """What our links poweroff, reboot and halt do. -> exit status."""
+    if words:
+        print(f"{name}: {words[0]}: no options yet", file=sys.stderr)
+        return 2
+    try:
+        os.kill(1, LINKS[name])
+        return 0
+    except OSError as why:
+        print(f"{name}: signal {LINKS[name]} to PID 1: {why.strerror}", file=sys.stderr)
+        return 1
+
+
+LINKS = {"poweroff": 38, "reboot": 39, "halt": 37}
+
+
 def check(options, mode, reason):
     """--check: say what a start would find. -> exit status."""
     problems = []
     print(f"mode: {mode}: {reason}")
     try:
-        if not options.command:
-            print(f"would start: {find_server(os.environ)}")
-        elif any(os.access(path, os.X_OK) for path in candidates(options.command[0], os.environ)):
-            print(f"would start: {options.command[0]}")
-        else:
-            problems.append(f"COMMAND: not found, or not executable: {options.command[0]}")
+        name = options["command"][0] if options["command"] else find_server(os.environ)
+        if not any(os.access(path, os.X_OK) for path in candidates(name, os.environ)):
+            raise FileNotFoundError(errno.ENOENT, "not found, or not executable", name)
+        print(f"would start: {name}")
     except OSError as why:
-        problems.append(f"server: {why.strerror}: {why.filename}")
+        problems.append(f"{why.filename}: {why.strerror}")
     load_libc()
     if libc is None:
         problems.append("ctypes: missing: no mounts, no subreaper, no reboot(2)")
@@ -1526,42 +1412,29 @@ def check(options, mode, reason):
     return 1 if problems else 0
 
 
-def tell_pid_1(name):
-    """poweroff, reboot, halt: what our links do. -> exit status."""
-    number = {"poweroff": 38, "reboot": 39, "halt": 37}[name]
-    if len(sys.argv) > 1:
-        print(f"{name}: {sys.argv[1]}: no options yet", file=sys.stderr)
-        return 2
-    try:
-        os.kill(1, number)
-        return 0
-    except OSError as why:
-        print(f"{name}: signal {number} to PID 1: {why.strerror}", file=sys.stderr)
-        return 1
-
-
 def answer_at_once(options, complaints, mode, reason):
-    """Outside a VM: what is answered without starting anything, a bad command line first of all."""
-    if options.has("help"):
+    """Outside a VM: what is answered without starting anything, a bad command line above all."""
+    if "help" in options:
         print(__doc__.strip())
-        sys.exit(0)
-    if options.has("version"):
+    elif "version" in options:
         print("pyinit1", VERSION)
-        sys.exit(0)
-    if complaints:
+    elif complaints:
         print(f"pyinit1: bad option: {one_line(complaints[0])}\n{usage()}", file=sys.stderr)
         sys.exit(2)
-    if options.has("check"):
+    elif "check" in options:
         sys.exit(check(options, mode, reason))
+    else:
+        return
+    sys.exit(0)
 
 
 def become_subreaper(options):
-    """Not PID 1: our descendants' orphans shall come to us; and we may have to go with our parent."""
+    """Not PID 1: our descendants' orphans shall come to us, and we may have to go with our parent."""
     load_libc()
     try:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-        if options.has("parent-death"):
-            prctl(PR_SET_PDEATHSIG, options.given["parent-death"])
+        if "parent-death" in options:
+            prctl(PR_SET_PDEATHSIG, options["parent-death"])
     except OSError as why:
         log.error(f"prctl: {why.strerror}: orphans are not reaped")
 
@@ -1574,36 +1447,54 @@ def get_ready(vm):
         fill_descriptors(NOTHING)
         answer_at_once(options, complaints, mode, reason)
     # From here on nothing may bail out: what fails is logged, and we go on.
-    cwd, given = "/" if vm else working_directory(), given_descriptors()
+    given = given_descriptors()
     if vm:
         boot(options)
     else:
-        log.level = log_level(options.level)
+        log.level = own_level(options)
         log.open(vm=False)
-    init = Init(options, mode, reason, cwd, given)
+    log.info(f"mode: {mode}: {reason}")
     for complaint in complaints:
         log.warn(f"ignored: {complaint}")
     if os.getpid() != 1:
         become_subreaper(options)
-    os.chdir("/")
+    init = Init(options, mode)
+    init.given, init.cwd = given, leave_folder()
+    init.terminal = foreground_terminal() if init.command and not vm else None
     return init
+
+
+def leave_folder():
+    """Go to /; -> the folder that we were in."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"  # somebody has removed it
+    finally:
+        os.chdir("/")
+
+
+def load_the_rest():
+    """Import what only the RPC needs: once the server runs, and before any file can be gone."""
+    import json  # noqa: F401
+    import socket  # noqa: F401
 
 
 def main():
     name = os.path.basename(sys.argv[0])
-    if name in ("poweroff", "reboot", "halt") and os.getpid() != 1:
-        sys.exit(tell_pid_1(name))
+    if name in LINKS and os.getpid() != 1:
+        sys.exit(tell_pid_1(name, sys.argv[1:]))
     vm = os.getpid() == 1
     try:
         vm = vm and in_initial_pid_namespace()
         init = get_ready(vm)
-        adopted = init.options.given.get("adopt-server")
-        if adopted and is_our_child(adopted):
-            init.server = adopted
+        if is_our_child(init.options.get("adopt-server", 0)):
+            init.server = init.options["adopt-server"]
         else:
             init.start_server()
         init.listen()
-        load_the_rest()
+        if not init.command:
+            load_the_rest()
         log.info(f"ready: pid {os.getpid()}")
         init.run()
     except BaseException as why:
