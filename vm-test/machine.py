@@ -1,0 +1,162 @@
+"""One virtual machine: QEMU's command line, the console to read and type on, the end and what it means.
+
+QEMU exits 0 after a power-off, a reboot and a panic alike. What happened is told by QMP's SHUTDOWN event (its reason:
+guest-shutdown or guest-reset; -no-reboot makes QEMU end at a reset, and panic=-1 makes a panic a reset), and by the console.
+"""
+
+import collections
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+
+import packages
+import waiting
+
+DEADLINE = 120.0            # seconds that anything in a guest may take, on a machine that is slow and busy
+QEMU_SECONDS = 20.0         # QEMU's own answers
+MEMORY = 256                # MiB
+PANIC = re.compile(r"^.*Kernel panic - not syncing.*$", re.MULTILINE)
+
+# An architecture's machine: QEMU's program, the Debian package that has it, its arguments, the guest's serial console,
+# and the kernel's words for its own log on that line without any console that /init could open.
+Board = collections.namedtuple("Board", "program package arguments console no_console")
+BOARDS = {
+    "amd64": Board("qemu-system-x86_64", "qemu-system-x86", ("-machine", "q35"),
+                   "ttyS0", "console=none earlyprintk=serial,ttyS0,115200,keep"),
+    "arm64": Board("qemu-system-aarch64", "qemu-system-arm", ("-machine", "virt"),
+                   "ttyAMA0", "console=none keep_bootcon earlycon"),
+}
+
+
+class Failure(AssertionError):
+    """A machine did not do what was expected. `judgement`: panic, hang, early power-off, or wrong end."""
+
+    def __init__(self, judgement, details):
+        super().__init__("%s: %s" % (judgement, details))
+        self.judgement = judgement
+
+
+def kernel_words(architecture, words="", console=True):
+    """The kernel's command line: the console or none, no waiting after a panic, few lines of its own; then `words`."""
+    board = BOARDS[architecture]
+    return " ".join(filter(None, ("console=" + board.console if console else board.no_console, "panic=-1", "quiet", words)))
+
+
+def qemu_argv(architecture, kernel, initramfs, words, qmp=None, kvm=False):
+    """QEMU's command line. The serial console is its standard input and output.
+
+    With `qmp`, the number of a connected socket, the console is all that is there: for tests. Without, it shares the terminal
+    with QEMU's monitor, and Ctrl-A X leaves QEMU.
+    """
+    board = BOARDS[architecture]
+    if qmp is None:
+        channels = ["-serial", "mon:stdio"]
+    else:
+        channels = ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
+                    "-chardev", "socket,id=qmp,fd=%d" % qmp, "-mon", "chardev=qmp,mode=control"]
+    return [board.program, *board.arguments, "-accel", "kvm" if kvm else "tcg", "-cpu", "host" if kvm else "max",
+            "-m", str(MEMORY), "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", *channels,
+            "-kernel", str(kernel), "-initrd", str(initramfs), "-append", words]
+
+
+def kvm_wanted():
+    """KVM is used when asked for only: where /dev/kvm exists it may still hang."""
+    return os.environ.get("PYINIT1_KVM") == "1"
+
+
+def require_qemu(architecture):
+    """HarnessError naming the package, if QEMU is not there."""
+    board = BOARDS[architecture]
+    if not shutil.which(board.program):
+        raise packages.HarnessError("no %s here: apt-get install --no-install-recommends %s" % (board.program, board.package))
+
+
+def shell_line(argv):
+    """The command line as one types it."""
+    return " ".join(shlex.quote(word) for word in argv)
+
+
+def meaning(reason, console):
+    """What the end of a machine was, by QMP's reason (None if there was none) and the console's text: (kind, details)."""
+    panic = PANIC.search(console)
+    if panic:
+        return "panic", panic.group().strip()
+    return reason or "QEMU's own end", "QMP: SHUTDOWN: %s" % reason
+
+
+class Machine:
+    """A running machine. A context manager: at its end QEMU is gone, whatever happened."""
+
+    def __init__(self, architecture, kernel, initramfs, words):
+        require_qemu(architecture)
+        ours, theirs = socket.socketpair()
+        argv = qemu_argv(architecture, kernel, initramfs, words, qmp=theirs.fileno(), kvm=kvm_wanted())
+        with theirs:        # setpriv: whatever becomes of us, QEMU goes with the thread that started it
+            self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *argv], stdin=subprocess.PIPE, bufsize=0,
+                                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=[theirs.fileno()])
+        self.console = waiting.Lines(self.process.stdout, "console")
+        self.socket, self.qmp = ours, waiting.Lines(ours, "QMP")
+        self.ask("qmp_capabilities")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        for end in (self.process.stdin, self.process.stdout, self.socket):
+            end.close()
+
+    def ask(self, command, **arguments):
+        """Give a QMP command and wait for its answer."""
+        try:
+            self.socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+            self.qmp.wait_for(r'^\{"(return|error)".*$', QEMU_SECONDS)
+        except (OSError, AssertionError):
+            raise self.early_end("QMP's answer to " + command) from None
+
+    def press(self, *keys):
+        """Press keys together and let them go: press("ctrl", "alt", "delete")."""
+        self.ask("send-key", keys=[{"type": "qcode", "data": key} for key in keys])
+
+    def type(self, text):
+        """Type a line on the console."""
+        self.process.stdin.write(text.encode() + b"\r")
+
+    def wait_for(self, pattern, seconds=DEADLINE, partial=False):
+        """The console's next match of `pattern` (waiting.Lines); Failure if the machine ends or hangs before it."""
+        try:
+            return self.console.wait_for(pattern, seconds, partial)
+        except AssertionError:
+            if self.console.ended:
+                raise self.early_end(repr(pattern)) from None
+            raise Failure("hang", "no %r within %g s" % (pattern, seconds)) from None
+
+    def early_end(self, awaited):
+        """The Failure to raise when the machine has ended before something."""
+        kind, details = self.how_it_ended()
+        return Failure("panic" if kind == "panic" else "early power-off", "%s, before %s" % (details, awaited))
+
+    def wait_end(self, expected, seconds=DEADLINE):
+        """The machine must end by itself, as `expected`: guest-shutdown, guest-reset or panic. Failure if it does not."""
+        try:
+            self.console.wait_end(seconds)
+        except AssertionError:
+            raise Failure("hang", "still running after %g s, should have ended: %s" % (seconds, expected)) from None
+        kind, details = self.how_it_ended()
+        if kind != expected:
+            raise Failure("panic" if kind == "panic" else "wrong end", "%s, expected: %s" % (details, expected))
+
+    def how_it_ended(self):
+        """meaning() of an end that has come: QEMU closes the console and the socket as its last deed."""
+        try:
+            self.qmp.wait_end(QEMU_SECONDS)
+        except AssertionError:
+            return "hang", "QEMU closed the console and goes on"
+        events = [json.loads(line) for line in self.qmp.lines if '"SHUTDOWN"' in line]
+        reasons = [event["data"]["reason"] for event in events if event.get("event") == "SHUTDOWN"]
+        return meaning(reasons[-1] if reasons else None, self.console.drain())
