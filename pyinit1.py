@@ -84,6 +84,7 @@ VERSION = "0.1.0"
 STOP_TIMEOUT = 30.0  # default: the server or COMMAND, from the request to end to SIGKILL
 GRACE = 10.0  # default: everything else, from SIGTERM to SIGKILL
 RESPAWN_DELAY = 1.0  # from the server's death to the next start
+LISTEN_LIMIT = 5.0  # from the server's start until a missing socket means that there will be none
 RPC_LIMIT = 5.0  # one request to the server: connecting and answering together
 RESTART_LIMIT = 5.0  # soft restart: the server's exit after it was asked; then the same for services it left
 KILL_WAIT = 0.5  # reaping after SIGKILL; who is still there sleeps uninterruptibly
@@ -845,15 +846,15 @@ def rpc_request(method):
     return f'{{"jsonrpc":"2.0","id":1,"method":"{method}"}}\n'.encode()
 
 
-def rpc_result(line):
-    """The result, a dictionary, in the server's answer. Raises ValueError: nothing that comes in is trusted."""
+def rpc_result(line, kind):
+    """The result, of the type `kind`, in the server's answer. Raises ValueError: nothing that comes in is trusted."""
     import json  # loaded by load_the_rest
 
     try:
         answer = json.loads(line)
     except (ValueError, RecursionError):
         raise ValueError(f"answered no JSON: {line[:60]!r}") from None
-    if not isinstance(answer, dict) or answer.get("id") != 1 or not isinstance(answer.get("result"), dict):
+    if not isinstance(answer, dict) or answer.get("id") != 1 or not isinstance(answer.get("result"), kind):
         raise ValueError(f"answered: {line[:200].decode('utf-8', 'replace')}")
     return answer["result"]
 
@@ -879,6 +880,12 @@ def state_was_saved(result, before, identity=file_identity):
     return now is not None and (result.get("ready") is True or (path == STATE_PATH and now != before))
 
 
+def listed_pids(services):
+    """The pids in the result of service.list_full: what the server says are its services."""
+    states = [entry.get("state") for entry in services if isinstance(entry, dict)]
+    return {state.get("pid") for state in states if isinstance(state, dict)}
+
+
 # ---- PID 1: its state, its loop, and what it does
 
 
@@ -899,6 +906,8 @@ class Init:
         self.started = ""  # the words that it was started with; empty if exec failed
         self.report = None  # descriptor on which the child says why exec failed, until it has closed it
         self.start_at = 0.0  # when the server is to be started, time.monotonic()
+        self.started_at = 0.0  # when it was
+        self.services = {}  # pid -> Process: services that are our children, since a soft restart
         self.helper = None  # pid of the child that does what could block us
         self.wakeup = None  # read end of the pipe that signals write to
         self.pending = set()  # signals that came and are not answered yet
@@ -980,6 +989,7 @@ class Init:
                 return True
             if pid == 0:
                 return False
+            self.services.pop(pid, None)
             if pid == self.server:
                 self.server_ended(status)
             elif pid == self.helper:
@@ -1061,7 +1071,8 @@ class Init:
 
     def start_server(self):
         """Start the server or COMMAND; where that fails, say so and leave it to the next try."""
-        self.start_at = time.monotonic() + RESPAWN_DELAY
+        self.started_at = time.monotonic()
+        self.start_at = self.started_at + RESPAWN_DELAY  # if this fails
         try:
             argv = self.command or server_argv(
                 find_server(os.environ), os.environ, self.options["log-level"], self.mode)  # fmt: skip
@@ -1125,14 +1136,15 @@ class Init:
 
     # -- asking the server
 
-    def ask(self, method, seconds):
-        """Send the server an RPC; -> its result ({} if it took the request and hung up), None if it could not be asked.
+    def ask(self, method, seconds, kind=dict):
+        """Send the server an RPC; -> its result, of the type `kind`, or None if it could not be asked.
 
-        Takes at most `seconds`, in which the loop goes on turning.
+        The result is empty if it took the request and hung up. Takes at most `seconds`; the loop goes on turning.
         """
         import socket  # loaded by load_the_rest
 
-        kill(self.server, signal.SIGCONT)  # a stopped server answers nobody
+        if self.server is not None:
+            kill(self.server, signal.SIGCONT)  # a stopped server answers nobody
         deadline = time.monotonic() + seconds
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -1140,19 +1152,23 @@ class Init:
                 self.connect(connection, os.environ.get("ZINIT_SOCKET", SOCKET), deadline)
                 connection.send(rpc_request(method))
                 line = self.receive(connection, deadline)
-                return rpc_result(line) if line else {}
+                return rpc_result(line, kind) if line else kind()
         except (OSError, ValueError) as why:
             log.warn(f"server not asked: {method}: {why}")
             return None
 
     def connect(self, connection, path, deadline):
-        """connect(2), tried again while the server's backlog is full. Raises OSError."""
+        """connect(2), tried again while the server's backlog is full, or it has only just started. Raises OSError."""
         while True:
             try:
                 return connection.connect(path)
+            except (FileNotFoundError, ConnectionRefusedError):
+                if time.monotonic() >= self.started_at + LISTEN_LIMIT:
+                    raise
             except BlockingIOError:
-                self.patience(deadline, "does not accept")
-                self.turn(min(deadline, time.monotonic() + LOOK_AGAIN))
+                pass
+            self.patience(deadline, "does not accept")
+            self.turn(min(deadline, time.monotonic() + LOOK_AGAIN))
 
     def receive(self, connection, deadline):
         """One line; b"" if the server hung up after it had read our request. Raises OSError, ValueError.
@@ -1167,16 +1183,16 @@ class Init:
                 if not chunk:
                     return b""
                 data += chunk
-            elif self.server is None:
-                raise ConnectionResetError(errno.ECONNRESET, "died before it answered")
             if len(data) > ANSWER_BYTES:
                 raise ValueError("answers without an end")
         return data.partition(b"\n")[0]
 
     def patience(self, deadline, what):
-        """Raise TimeoutError if the deadline is over, or if there is something more important to do."""
+        """Raise TimeoutError if there is no use in waiting for the server any more."""
         if self.called_away():
             raise TimeoutError(errno.ETIMEDOUT, f"{self.request} goes first")
+        if self.server is None:
+            raise TimeoutError(errno.ETIMEDOUT, "has ended")
         if time.monotonic() >= deadline:
             raise TimeoutError(errno.ETIMEDOUT, what)
 
@@ -1194,10 +1210,15 @@ class Init:
         if self.request is None:
             self.restart = False  # a second request that came meanwhile is met by this start
             self.start_server()
+            if self.services:
+                self.stop_unadopted()
 
     def replace_server(self):
         """Ask the server to save its state and go. Services that it did not save are stopped, not to run twice."""
-        services, before = children_of(self.server, processes()), file_identity(STATE_PATH)
+        # Services that outlived an earlier soft restart are our children already.
+        services = {process.pid: process for process in children_of(self.server, processes())}
+        services.update(self.services)
+        before = file_identity(STATE_PATH)
         result = self.ask("system.prepare_restart", RPC_LIMIT)
         if result is None and not self.called_away():
             self.terminate()
@@ -1205,13 +1226,26 @@ class Init:
         if self.called_away():
             return
         if state_was_saved(result or {}, before):
-            log.info(f"soft restart: state saved: services go on: {names(services)}")
+            self.services = {pid: process for pid, process in services.items() if is_our_child(pid)}
+            log.info(f"soft restart: state saved: services go on: {names(list(self.services.values()))}")
         else:
-            log.warn(f"soft restart: state not saved: stopping its services: {names(services)}")
-            self.stop_services({process.group for process in services} - {0, 1, os.getpgrp()})
+            self.stop_services("state not saved", services.values())
 
-    def stop_services(self, groups):
-        """SIGTERM to these process groups, RESTART_LIMIT, SIGKILL."""
+    def stop_unadopted(self):
+        """Ask the new server which services it took over, and stop the others, of which it starts a second copy.
+
+        zinit knows a saved service by the first word of its `exec`: it misses one like "exec nginx" or "cd /x && y".
+        """
+        listed = self.ask("service.list_full", RPC_LIMIT, list)
+        if listed:
+            left = [self.services[pid] for pid in self.services.keys() - listed_pids(listed)]
+            if left:
+                self.stop_services("not adopted", left)
+
+    def stop_services(self, why, services):
+        """SIGTERM to the process groups of these services, RESTART_LIMIT, SIGKILL."""
+        log.warn(f"soft restart: {why}: stopping: {names(list(services))}")
+        groups = {process.group for process in services} - {0, 1, os.getpgrp()}
 
         def gone():
             groups.difference_update([group for group in groups if not kill(-group, 0)])
