@@ -57,18 +57,20 @@ is met.
 
 # ---- imports: what the start needs; ctypes, json, socket and others come later, see load_libc and load_the_rest
 
-import sys
-
-if __name__ == "__main__" and not sys.flags.isolated:
-    # Started as `python3 pyinit1.py`: no /signal.py beside this file or on PYTHONPATH may become part of PID 1.
-    _library = "%s/%s/python%d.%d" % (sys.base_prefix, sys.platlibdir, *sys.version_info[:2])
-    sys.path[:] = [path for path in sys.path if path in (_library, _library + "/lib-dynload")]
-
-import signal
+# The built-in half of the signal module. The other half is enums: with all that they import they would double the time
+# in which the kernel drops our signals, and a /signal.py beside this file could take their place.
+import _signal as signal
 
 if __name__ == "__main__":
     # No request is lost: what comes from here on waits until the loop can answer it.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+import sys
+
+if __name__ == "__main__" and not sys.flags.isolated:
+    # Started as `python3 pyinit1.py`: no /os.py beside this file or on PYTHONPATH may become part of PID 1.
+    _library = "%s/%s/python%d.%d" % (sys.base_prefix, sys.platlibdir, *sys.version_info[:2])
+    sys.path[:] = [path for path in sys.path if path in (_library, _library + "/lib-dynload")]
 
 import errno
 import fcntl
@@ -84,7 +86,7 @@ VERSION = "0.1.0"
 STOP_TIMEOUT = 30.0  # default: the server or COMMAND, from the request to end to SIGKILL
 GRACE = 10.0  # default: everything else, from SIGTERM to SIGKILL
 RESPAWN_DELAY = 1.0  # from the server's death to the next start
-LISTEN_LIMIT = 5.0  # from the server's start until a missing socket means that there will be none
+LISTEN_LIMIT = 3.0  # from the server's start until a missing socket means that there will be none
 RPC_LIMIT = 5.0  # one request to the server: connecting and answering together
 RESTART_LIMIT = 5.0  # soft restart: the server's exit after it was asked; then the same for services it left
 KILL_WAIT = 0.5  # reaping after SIGKILL; who is still there sleeps uninterruptibly
@@ -311,12 +313,13 @@ def in_order(numbers):
     return sorted(numbers, key=lambda number: (RANK.get(number, len(SIGNALS)), number))
 
 
+SIGNAL_NUMBERS = {name: number for name, number in vars(signal).items() if name[:3] == "SIG" and "_" not in name}
+SIGNAL_NAMES = {SIGNAL_NUMBERS[name]: name for name in sorted(SIGNAL_NUMBERS, reverse=True)}  # SIGCHLD, not SIGCLD
+
+
 def signal_name(number):
     """SIGTERM for 15; the bare number where signal(7) has no name for it."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    return SIGNAL_NAMES.get(number, f"signal {number}")
 
 
 def how_it_ended(status):
@@ -358,8 +361,8 @@ def parse_signal(word):
     if word[:1].isdigit():
         return parse_number(word, 1, 64, "a signal")
     name, plus, more = word.upper().partition("+")
-    number = getattr(signal, "SIG" + name.replace("SIG", "", 1), None)
-    if not isinstance(number, signal.Signals) or plus and not (number == signal.SIGRTMIN and more.isdigit()):
+    number = SIGNAL_NUMBERS.get(name if name.startswith("SIG") else "SIG" + name)
+    if number is None or plus and not (number == signal.SIGRTMIN and more.isdigit()):
         raise ValueError("expected a signal's name or number, such as TERM or 15")
     return parse_number(str(number + int(more or 0)), 1, 64, "a signal")
 
@@ -1023,12 +1026,13 @@ class Init:
             self.signal_server(number)
             return
         action = action_for(number)
-        log.info(f"signal: {signal_name(number)}: {action}")
+        late = f": too late for it: {self.request} is under way" if self.request and action != OTHER else ""
+        log.info(f"signal: {signal_name(number)}: {action}{late}")
         if number == signal.SIGINT:
             self.count_interrupt()
-        if self.request is not None:
-            log.info(f"ending already: {self.request}")
-        elif action in ENDINGS:
+        if late:
+            return
+        if action in ENDINGS:
             self.request = action
         elif action == SOFT_RESTART:
             self.restart = True
@@ -1162,12 +1166,10 @@ class Init:
         while True:
             try:
                 return connection.connect(path)
-            except (FileNotFoundError, ConnectionRefusedError):
-                if time.monotonic() >= self.started_at + LISTEN_LIMIT:
+            except (FileNotFoundError, ConnectionRefusedError, BlockingIOError) as why:
+                if not isinstance(why, BlockingIOError) and time.monotonic() >= self.started_at + LISTEN_LIMIT:
                     raise
-            except BlockingIOError:
-                pass
-            self.patience(deadline, "does not accept")
+                self.patience(deadline, f"does not accept: {why.strerror}")
             self.turn(min(deadline, time.monotonic() + LOOK_AGAIN))
 
     def receive(self, connection, deadline):

@@ -101,6 +101,7 @@ class Namespace:
         self.socket, self.state = self.run_directory / "zinit.sock", self.run_directory / "zinit/state.json"
         for path in (self.services, self.run_directory):
             path.mkdir(parents=True, exist_ok=True)
+        self.marked = set()
         self.process = self.log = self.init = None
 
     def __enter__(self):
@@ -137,6 +138,11 @@ class Namespace:
         if not path.exists():
             path.write_text(GUINEA_PIG)
         return "%s %s %s %g %s" % (" ".join(PYTHON), shlex.quote(str(path)), name, seconds, options)
+
+    def marked_service(self, name, command="exec sleep 100000"):
+        """Configure a service that services_running() finds; `command` must stay one process."""
+        self.marked.add(name)
+        self.service(name, "export SERVICE=%s; exec /bin/sh -c %s" % (name, shlex.quote(command)))
 
     # -- the start
 
@@ -216,7 +222,7 @@ class Namespace:
         return self.pid_said(r"^server: ready: pid (\d+)")
 
     def services_running(self):
-        """{service: [pids of its processes that are alive]}, by the variable SERVICE that running() gave it."""
+        """{service: [pids of its processes that are alive]} of those that marked_service() configured."""
         found = {}
         for process in self.processes():
             with contextlib.suppress(OSError):
@@ -225,9 +231,12 @@ class Namespace:
                     found.setdefault(name[1], []).append(process.pid)
         return found
 
-    def marked_service(self, name, command="exec sleep 100000"):
-        """Configure a service that services_running() finds."""
-        self.service(name, "export SERVICE=%s; exec /bin/sh -c %s" % (name, shlex.quote(command)))
+    def settled(self):
+        """Wait until every marked service runs; -> services_running()."""
+        def all_there():
+            running = self.services_running()
+            return running if set(running) == self.marked else None
+        return poll(all_there, SECONDS, "services %s to run" % self.marked)
 
     def uptime_of_end(self):
         """{phase: seconds} of the lines "pyinit1: the end: PHASE: 0.123 s" so far."""

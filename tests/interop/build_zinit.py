@@ -4,11 +4,11 @@
     python3 tests/interop/build_zinit.py        -> .../zinit-0.1.0/bin
 
 In that directory are zinit-server (what pyinit1 keeps alive), zinit (its client) and zinit-pid1 (the original that pyinit1
-re-creates).  They are built by cargo into the cache, `${PYINIT1_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pyinit1}`, which takes some
-minutes the first time and nothing afterwards.  Only the directory's name goes to stdout.
+re-creates). They are built by cargo into the cache, which takes some minutes the first time and nothing afterwards. Only
+the directory's name goes to stdout.
 
-Two builds at once are one: the second waits for the first one's lock.  An interrupted build leaves nothing that looks finished
-(the result appears by rename), and the next one goes on from what it had compiled.
+Two builds at once are one: the second waits for the first one's lock. An interrupted build leaves nothing that looks
+finished (the result appears by rename), and the next one goes on from what it had compiled.
 
 Exit status: 0, or 1 with one line that says what is missing, or where the log of a failed build is.
 """
@@ -21,20 +21,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "vm-test"))
+from packages import cache_dir  # noqa: E402
+
 VERSION = "0.1.0"
 PROGRAMS = ("zinit-server", "zinit-pid1", "zinit")
-OLDEST_RUST = (1, 88)           # what the crate's dependencies of its lock file need
+OLDEST_RUST = (1, 88)           # what the dependencies in the crate's lock file need
 
 
-def cache():
-    """The directory for downloads and builds, never inside the checkout."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(os.environ.get("PYINIT1_CACHE") or os.path.join(home, "pyinit1"))
+def bin_directory():
+    """Where the programs are, or will be."""
+    return cache_dir() / ("zinit-" + VERSION) / "bin"
 
 
-def is_complete(bin_dir):
+def is_complete(directory):
     """Are all the programs there, and executable?"""
-    return all(os.access(bin_dir / name, os.X_OK) for name in PROGRAMS)
+    return all(os.access(directory / name, os.X_OK) for name in PROGRAMS)
 
 
 def rust_version(text):
@@ -76,8 +78,7 @@ def build(root, lock):
 
 
 def main():
-    root = cache() / ("zinit-" + VERSION)
-    root.parent.mkdir(parents=True, exist_ok=True)
+    root = bin_directory().parent
     with open(root.with_name(root.name + ".lock"), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
