@@ -148,7 +148,9 @@ class Log:
         """Open the descriptor: the console in a VM (the kernel's log without one), else stderr anew, for ourselves."""
         if vm:
             self.fd = open_first("/dev/console", "/dev/kmsg")
-            self.prefix = "<6>" if self.fd is not None and os.fstat(self.fd).st_rdev == KMSG else ""
+            if self.fd is not None and os.fstat(self.fd).st_rdev == KMSG:
+                self.prefix = "<6>"  # KERN_INFO
+                step("/dev/kmsg", write_file, "/proc/sys/kernel/printk_devkmsg", "on\n")  # else it keeps 10 lines of 30
         elif not stat.S_ISREG(os.fstat(2).st_mode):
             # A regular file opened anew would have an offset of its own, and we would write over COMMAND's lines.
             self.fd = open_first("/proc/self/fd/2")
@@ -211,6 +213,20 @@ def read_file(path, limit=65536):
     """At most `limit` bytes of the file at `path`. Raises OSError."""
     with open(path, "rb", buffering=0) as file:
         return file.read(limit)
+
+
+def write_file(path, text):
+    """Write `text` to an existing file. Raises OSError."""
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def step(what, deed, *arguments):
+    """Do one thing that can be done without; log and survive what it raises."""
+    try:
+        deed(*arguments)
+    except Exception as why:  # whatever it is: it is no reason to end here
+        log.error(f"{what}: {why}")
 
 
 log = Log()
@@ -545,14 +561,6 @@ API_MOUNTS = (
 DEV_LINKS = (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2"))
 
 
-def step(what, deed, *arguments):
-    """Do one step of the boot; log and survive what it raises."""
-    try:
-        deed(*arguments)
-    except Exception as why:  # whatever it is: a machine that boots without this step is better than one that does not
-        log.error(f"boot: {what}: {why}")
-
-
 def mount_api(fstype, where, flags, data):
     """Mount one row of API_MOUNTS where nothing is mounted yet. Raises OSError."""
     os.makedirs(where, 0o755, exist_ok=True)
@@ -636,17 +644,17 @@ def boot(options):
     """Everything a VM needs before the server starts."""
     load_libc()
     for row in API_MOUNTS:
-        step(f"mount {row[1]}", mount_api, *row)
+        step(f"boot: mount {row[1]}", mount_api, *row)
     if debug_wanted():
         options["log-level"] = "debug"
     log.level = own_level(options)
     fill_descriptors(CONSOLE + NOTHING)
     log.open(vm=True)
-    step("links in /dev", link_dev)
-    step("loopback interface", loopback_up)
-    step("hostname", set_hostname)
-    step("RLIMIT_NOFILE", raise_open_files)
-    step("Ctrl-Alt-Del", reboot, RB_DISABLE_CAD)
+    step("boot: links in /dev", link_dev)
+    step("boot: loopback interface", loopback_up)
+    step("boot: hostname", set_hostname)
+    step("boot: RLIMIT_NOFILE", raise_open_files)
+    step("boot: Ctrl-Alt-Del", reboot, RB_DISABLE_CAD)
     os.environ.setdefault("PATH", DEFAULT_PATH)
     os.umask(0o022)
 
@@ -1023,7 +1031,7 @@ class Init:
     def answer(self, number):
         """Answer one signal: pass it on, or note what is to be done. Nothing waits in here."""
         if self.forwards:
-            self.signal_server(number)
+            self.signal_server(self.rewrite.get(number, number))
             return
         action = action_for(number)
         late = f": too late for it: {self.request} is under way" if self.request and action != OTHER else ""
@@ -1050,8 +1058,7 @@ class Init:
             os._exit(1)
 
     def signal_server(self, number):
-        """Send a signal to the server, or COMMAND, if it runs: as -r rewrites it, and to its whole group with -g."""
-        number = self.rewrite.get(number, number)
+        """Send a signal, unless it is 0, to the server or COMMAND, if it runs; with -g to its whole group."""
         if self.server is None or number == 0:
             return
         # A child that has no group of its own yet gets the signal itself.
@@ -1126,8 +1133,8 @@ class Init:
         log.seldom(f"{self.what} not started: {why}" + ("" if self.once else "; trying again every second"))
 
     def terminate(self):
-        """SIGTERM, and SIGCONT: a stopped process sees no SIGTERM."""
-        self.signal_server(signal.SIGTERM)
+        """SIGTERM, or what -r makes of it, and SIGCONT: a stopped process sees no SIGTERM."""
+        self.signal_server(self.rewrite.get(signal.SIGTERM, signal.SIGTERM))
         self.signal_server(signal.SIGCONT)
 
     def await_server(self, seconds):
@@ -1209,11 +1216,15 @@ class Init:
                 self.await_server(self.options["stop-timeout"])
             else:
                 self.replace_server()
-        if self.request is None:
-            self.restart = False  # a second request that came meanwhile is met by this start
-            self.start_server()
-            if self.services:
-                self.stop_unadopted()
+        if self.request is not None:
+            return
+        self.restart = False  # a second request that came meanwhile is met by this start
+        if self.server is not None:
+            log.error(f"soft restart: {self.what} is still there: pid {self.server}: the next one starts when it is gone")
+            return
+        self.start_server()
+        if self.services:
+            self.stop_unadopted()
 
     def replace_server(self):
         """Ask the server to save its state and go. Services that it did not save are stopped, not to run twice."""
