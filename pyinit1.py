@@ -1220,7 +1220,7 @@ class Init:
             return
         self.restart = False  # a second request that came meanwhile is met by this start
         if self.server is not None:
-            log.error(f"soft restart: {self.what} is still there: pid {self.server}: the next one starts when it is gone")
+            log.error(f"soft restart: {self.what} cannot be killed: pid {self.server}: the next one starts after it")
             return
         self.start_server()
         if self.services:

@@ -5,6 +5,8 @@ Waiting is vm-test/waiting.py's: poll() and Lines. No test sleeps for luck.
 
 import concurrent.futures
 import contextlib
+import importlib.machinery
+import importlib.util
 import os
 import re
 import shlex
@@ -454,3 +456,13 @@ class Container:
         """docker exec in the background; -> Popen with its output as a pipe."""
         return subprocess.Popen(["docker", "exec", self.identity, *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT)
+
+
+# ---- pyinit1.py as a module: ring 1
+
+def load_pyinit1(path=PYINIT1):
+    """pyinit1.py imported as a module of its own, so that its functions can be called; nothing runs at its import."""
+    loader = importlib.machinery.SourceFileLoader("pyinit1", str(path))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("pyinit1", loader))
+    loader.exec_module(module)
+    return module
