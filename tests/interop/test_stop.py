@@ -68,4 +68,4 @@ def test_a_power_off_during_a_soft_restart_stops_the_services(namespace):
     namespace.kill(signal.SIGUSR1)
     namespace.wait_for("^pyinit1: server ended")
     assert namespace.power_off() < SLACK
-    assert namespace.saved_by()[-1:] == ["web"]
+    assert namespace.saved_by()[-1:] == ["web"], namespace.log.text

@@ -3,6 +3,7 @@
 Every service has SERVICE=its name in its environment and is one process group: that is how it is counted, from outside.
 """
 
+import contextlib
 import json
 import os
 import shlex
@@ -32,6 +33,7 @@ class ZinitNamespace(Namespace):
         self.programs, self.kind = programs, None
         self.saved = self.directory / "saved"
         self.saved.touch()
+        self.saving = set()
 
     # -- before the start
 
@@ -43,8 +45,13 @@ class ZinitNamespace(Namespace):
         (self.services / (name + ".toml")).write_text("\n".join(lines) + "\n")
 
     def saving_service(self, name, seconds=0.0, after=()):
-        """Configure a service that takes `seconds` at SIGTERM to write its name into the file `saved`."""
-        self.service(name, "trap 'sleep %g; echo %s >> %s; exit 0' TERM; while :; do sleep 1000 & wait; done"
+        """Configure a service that takes `seconds` at SIGTERM to write its name into the file `saved`.
+
+        It closes its standard error: the server's end of that pipe goes with the server, and a shell that then reports
+        its child's end dies of SIGPIPE.
+        """
+        self.saving.add(name)
+        self.service(name, "trap 'sleep %g; echo %s >> %s; exit 0' TERM; exec 2>&-; while :; do sleep 1000 & wait; done"
                      % (seconds, name, shlex.quote(str(self.saved))), after)
 
     def start(self, kind=PYINIT1, **environment):
@@ -67,8 +74,9 @@ class ZinitNamespace(Namespace):
         """[(service, Process)] of all that are alive."""
         found = []
         for process in self.processes():
-            words = process.read("environ").split("\0") if process.state != "Z" else ()
-            found += [(word[8:], process) for word in words if word.startswith("SERVICE=")]
+            with contextlib.suppress(OSError):
+                words = process.read("environ").split("\0") if process.state != "Z" else ()
+                found += [(word[8:], process) for word in words if word.startswith("SERVICE=")]
         return found
 
     def running(self):
@@ -91,11 +99,14 @@ class ZinitNamespace(Namespace):
         return {service["name"]: service["state"].get("pid") for service in listed}
 
     def wait_until_all_run_once(self):
-        """Wait until every service runs in the one group that the server knows; -> {service: {group}}."""
+        """Wait until every service runs in the one group that the server knows, and is ready; -> {service: {group}}."""
         def settled():
             self.log.drain()            # a full pipe would stop the server
             running = self.running()
-            return running == {name: {pid} for name, pid in self.server_says().items()} and running
+            return running == {name: {pid} for name, pid in self.server_says().items()} and self.saving <= ready() and running
+
+        def ready():
+            return {name for name, process in self.processes_of_services() if signal.SIGTERM in process.signals("SigCgt")}
         try:
             return poll(settled, SECONDS, "every service to run exactly once")
         except AssertionError as why:
