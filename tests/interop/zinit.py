@@ -15,9 +15,10 @@ from collections import namedtuple
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-from helpers import SECONDS, Namespace, PYTHON, poll  # noqa: E402
+from helpers import PYTHON, SECONDS, Namespace, poll  # noqa: E402
 
-# A PID 1: start()'s arguments, and what its log says when it answers signals, begins a soft restart, sees its server die, starts one
+# A PID 1: its words, start()'s arguments, and what its log says when it answers signals, begins a soft restart, sees its
+# server die, starts one.
 Kind = namedtuple("Kind", "name words start ready restarting died started")
 PYINIT1 = Kind("pyinit1", ("--container",), {"python": PYTHON},
                "^pyinit1: ready", "^pyinit1: signal: SIGUSR1", "^pyinit1: server ended", "^pyinit1: server started")
