@@ -190,6 +190,15 @@ def typed_sigterm(machine):
     expect(machine, "pyinit1: signal: SIGTERM: power off", r"pyinit1: the end: others stopped: [0-4]\.")
 
 
+@scenario(changes=[SHELL])
+def shell_with_a_job(machine):
+    """A shell with a job in the foreground loses its terminal with its service, unheard: no grace is waited for it."""
+    expect(machine, "^Type: ")
+    machine.type("(usleep 500000; kill -TERM 1) & sleep 1000")
+    expect(machine, "pyinit1: signal: SIGTERM: power off", "server: service stopped: console",
+           r"pyinit1: the end: others stopped: [0-4]\.")
+
+
 @scenario(guest="say ok $NAME; kill -INT 1", end="guest-reset")
 def reboot_by_sigint(machine):
     """SIGINT reboots."""
