@@ -129,17 +129,22 @@ SHELL = files({"etc/zinit/services/console": ""})       # the stand-in's shell o
 # busybox's shell prefers its own applets to what is on PATH, so a function has to lead to our links. ash reads $ENV, and the
 # kernel makes a variable of it.
 TERMINAL_WORDS = "ENV=/etc/shell"
-TERMINAL_SHELL = "".join("%s() { /sbin/%s; }\n" % (name, name) for name in image.POWER_LINKS)
-HOW_TO = "Type: poweroff, reboot, or kill -USR1 1 (soft restart of the server). Ctrl-A X leaves QEMU."
+TERMINAL_FUNCTIONS = "".join("%s() { /sbin/%s; }\n" % (name, name) for name in image.POWER_LINKS)
+
+# The real server's service; the stand-in has the same built in. The service itself stays outside the shell's session, and its
+# command begins with a word of its command line: else the real server does not know it again after a soft restart.
+TERMINAL_SERVICE = """while :; do
+    echo 'Type: poweroff, reboot, or kill -USR1 1 (soft restart of the server). Ctrl-A X leaves QEMU.' >/dev/console
+    setsid -c /bin/sh </dev/console >/dev/console 2>&1
+    sleep 1
+done
+"""
 
 
 def terminal(tree, zinit):
-    """A machine with a shell on the console; the stand-in makes it by itself, the real server by a service."""
-    files({"etc/shell": TERMINAL_SHELL})(tree)
-    if zinit:
-        services(shell="exec setsid -c /bin/sh -c 'echo; echo \\\"%s\\\"; exec sh' </dev/console >/dev/console 2>&1" % HOW_TO)(tree)
-    else:
-        SHELL(tree)
+    """A shell on the console, kept by the stand-in or, if `zinit`, by the real server."""
+    files({"etc/shell": TERMINAL_FUNCTIONS, "etc/console": TERMINAL_SERVICE})(tree)
+    (services(console="/bin/sh /etc/console") if zinit else SHELL)(tree)
 
 
 # ---- a boot
