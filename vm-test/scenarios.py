@@ -481,17 +481,19 @@ def speed(machine):
 
 # ---- the real server: `run --zinit DIR`
 
-@scenario(server="zinit", changes=[services(web="echo $$ >>/run/web; exec sleep 10000", scenario="exec /bin/sh /etc/rc.scenario")], guest="""
+# The server's log at its usual level can fill the console for a moment, and a line that pyinit1 cannot write at once is dropped.
+@scenario(server="zinit", words="RUST_LOG=warn",
+          changes=[services(web="echo $$ >>/run/web; exec sleep 10000", scenario="exec /bin/sh /etc/rc.scenario")], guest="""
 wait_until [ -s /run/web ]
 server=$(pidof zinit-server)
-check "server in VM mode" matches "$(command_line $server)" " --pid1-mode $"
+check "server in VM mode" matches "$(command_line $server)" "^/sbin/zinit-server .* --pid1-mode $"
+check "server is ours" same "$(field $server 4)" 1
 check "web is the server's" same "$(field "$(cat /run/web)" 4)" "$server"
+say server $server
 power_off
 """)
 def zinit(machine):
     """The real zinit-server keeps a service, and stops it in order at the power-off."""
-    # Its first words and the service's may come before pyinit1 says that it was started.
-    server = expect(machine, r"pyinit1: server ended: pid (\d+): exit status 0")[1]
-    if not re.search("pyinit1: server started: pid %s: /sbin/zinit-server .*--pid1-mode$" % server, machine.console.text, re.MULTILINE):
-        raise Failure("guest", "another server, or not started in --pid1-mode")
+    server = expect(machine, r"^vm-test: server (\d+)$")[1]
+    expect(machine, "pyinit1: server ended: pid %s: exit status 0" % server)
     expect_end(machine, "RB_POWER_OFF")
