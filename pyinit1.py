@@ -424,9 +424,9 @@ OPTIONS = (
     ("", "log-level", parse_level),
     ("", "check", None),
     ("", "adopt-server", lambda word: parse_number(word, 1, 2**22, "a process id")),  # proc(5): the highest pid_max
-    ("s", "subreaper", None),
-    ("v", "verbose", None),
-    ("w", "warn", None),
+    ("s", "", None),
+    ("v", "", None),
+    ("w", "", None),
     ("h", "help", None),
     ("V", "version", None),
 )
@@ -437,7 +437,7 @@ NOT_IN_A_VM = ("container", "check", "help", "version", "parent-death")
 def find_option(name):
     """The row of OPTIONS for `-x`, `--name` or an unambiguous beginning of it. Raises ValueError."""
     rows = [row for row in OPTIONS if name in ("-" + row[0], "--" + row[1])]
-    rows = rows or [row for row in OPTIONS if name[2:] and ("--" + row[1]).startswith(name)]
+    rows = rows or [row for row in OPTIONS if name[2:] and row[1].startswith(name[2:]) and name[1] == "-"]
     if len(rows) != 1:
         raise ValueError("no such option" if not rows else "ambiguous: " + ", ".join("--" + row[1] for row in rows))
     return rows[0]
@@ -450,13 +450,13 @@ def take_option(word, rest):
     """
     is_long = word.startswith("--")
     name, inline, argument = word.partition("=") if is_long else (word[:2], word[2:], word[2:])
-    _, long_name, parse = find_option(name)
+    letter, long_name, parse = find_option(name)
     if parse is None:
         if is_long and inline:
             raise ValueError("takes no argument")
         if inline.startswith("-"):
             raise ValueError("- is no option")  # what is left would be read as a long one
-        return long_name, True, "-" + inline if inline else ""
+        return long_name or letter, True, "-" + inline if inline else ""
     if not inline and not rest:
         raise ValueError("its argument is missing")
     return long_name, parse(argument if inline else rest.pop(0)), ""
@@ -470,7 +470,7 @@ def read_environment(options, env, vm, complaints):
     ):
         try:
             if name not in options:
-                options[name] = parse_seconds(env[variable]) if variable in env else default
+                options[name] = parse_seconds(env[variable]) if env.get(variable) else default
         except ValueError as why:
             complaints.append(f"{variable}={env[variable]}: {why}")
             options[name] = default
@@ -518,7 +518,7 @@ def parse_args(words, env, vm=False):
 
 def own_level(options):
     """Our own log level, an index of LEVELS: debug with -v; nonsense means info; trace is debug."""
-    name = "debug" if "verbose" in options else options["log-level"]
+    name = "debug" if "v" in options else options["log-level"]
     return min(LEVELS.index(name if name in LEVELS else "info"), LEVELS.index("debug"))
 
 
@@ -690,6 +690,7 @@ class Process:
         self.pid, self.name = int(before.split()[0]), before.partition(b"(")[2].decode("utf-8", "replace")
         self.zombie, self.ppid, self.group = fields[0] == b"Z", int(fields[1]), int(fields[2])
         self.has_tty, self.kernel_thread = fields[4] != b"0", bool(int(fields[6]) & PF_KTHREAD)
+        self.identity = (self.pid, fields[19])  # with its start time: no other process has had both
 
 
 def processes():
@@ -1001,7 +1002,8 @@ class Init:
         self.command = options["command"]
         self.once = bool(self.command) and "respawn" not in options
         self.forwards = self.once and mode != VM
-        self.rewrite = dict(options.get("rewrite", ()))  # signal -> the one that COMMAND gets instead
+        self.rewrite = dict(options.get("rewrite", ())) if self.command else {}  # signal -> what COMMAND gets instead
+        self.group = bool(self.command) and "group" in options
         self.what = "COMMAND" if self.command else "server"  # in the log
         self.cwd = "/"  # where the child starts; ours is /, so that we hold no mount
         self.given = []  # descriptors above 2 that are the child's
@@ -1020,6 +1022,7 @@ class Init:
         self.restart = False  # a soft restart was asked for
         self.request = None  # the first of ENDINGS that was asked for
         self.ending = False  # the end is under way: nothing is started any more
+        self.had_terminal = set()  # identities of the processes that had one when the end began
         self.status = 0  # our exit status, where we exit
 
     # -- the loop
@@ -1102,7 +1105,7 @@ class Init:
             elif pid == self.helper:
                 self.helper = None
             else:
-                (log.warn if "warn" in self.options else log.debug)(f"orphan reaped: pid {pid}: {how_it_ended(status)}")
+                (log.warn if "w" in self.options else log.debug)(f"orphan reaped: pid {pid}: {how_it_ended(status)}")
         self.pending.add(signal.SIGCHLD)  # there may be more: signals and deadlines first
         return False
 
@@ -1162,7 +1165,7 @@ class Init:
         if self.server is None or number == 0:
             return
         # A child that has no group of its own yet gets the signal itself.
-        if "group" not in self.options or not kill(-self.server, number):
+        if not self.group or not kill(-self.server, number):
             kill(self.server, number)
 
     # -- the server
@@ -1181,6 +1184,15 @@ class Init:
             else:
                 self.start_server()
         self.end()
+
+    def adopt_server(self):
+        """Take over the server that a re-exec says is running; -> whether it is."""
+        pid = self.options.get("adopt-server")
+        if pid and is_our_child(pid):
+            self.server, self.started = pid, "adopted"
+        elif pid:
+            log.warn(f"ignored: --adopt-server {pid}: not our child")
+        return self.server is not None
 
     def start_server(self):
         """Start the server or COMMAND; where that fails, say so and leave it to the next try."""
@@ -1252,7 +1264,7 @@ class Init:
     def ask(self, method, seconds, kind=dict):
         """Send the server an RPC; -> its result, of the type `kind`, or None if it could not be asked.
 
-        The result is empty if it took the request and hung up. Takes at most `seconds`; the loop goes on turning.
+        The result is {} if it took the request and hung up. Takes at most `seconds`; the loop goes on turning.
         """
         if self.server is not None:
             kill(self.server, signal.SIGCONT)  # a stopped server answers nobody
@@ -1265,7 +1277,7 @@ class Init:
                 self.connect(connection, os.environ.get("ZINIT_SOCKET", SOCKET), deadline)
                 connection.send(rpc_request(method))
                 line = self.receive(connection, deadline)
-                return rpc_result(line, kind) if line else kind()
+                return rpc_result(line, kind) if line else {}
         except (OSError, ValueError, ImportError) as why:
             log.warn(f"server not asked: {method}: {getattr(why, 'strerror', None) or why}")
             return None
@@ -1355,13 +1367,13 @@ class Init:
         """
         listed = self.ask("service.list_full", RPC_LIMIT, list)
         self.unsettled = self.server is None  # then the next one is asked
-        if listed is None and not self.unsettled and not self.called_away():
-            log.warn(f"services may run twice: the new server names none: {self.names_of_services()}")
-        elif listed:
+        if isinstance(listed, list):
             pids = listed_pids(listed)
             left = [service for pid, service in self.services.items() if pid not in pids]
             if left:
                 self.stop_services("not adopted", left)
+        elif not self.unsettled and not self.called_away():
+            log.warn(f"services may run twice: the new server names none: {self.names_of_services()}")
 
     def stop_services(self, why, services):
         """SIGTERM to the process groups of these services, RESTART_LIMIT, SIGKILL."""
@@ -1385,6 +1397,8 @@ class Init:
     def end(self):
         """Stop everything in order, then leave. Never returns."""
         self.ending = True
+        # A shell whose session's leader goes with the server has lost its terminal when the others' turn comes.
+        self.had_terminal = {process.identity for process in processes() if process.has_tty}
         log.info(f"the end: {self.request}: {self.limits_in_words()}")
         self.phase(f"{self.what} stopped", self.stop_server)
         self.phase("others stopped", self.stop_others)
@@ -1417,14 +1431,14 @@ class Init:
         self.await_server(max(0.0, deadline - time.monotonic()))
 
     def stop_others(self):
-        """SIGTERM, SIGHUP where there is a terminal (interactive shells ignore SIGTERM), SIGCONT; grace; SIGKILL."""
+        """SIGTERM, SIGHUP where there was a terminal (interactive shells ignore SIGTERM), SIGCONT; grace; SIGKILL."""
         if self.nobody_left():
             return
         grace, look_again = self.options["grace"], LOOK_AGAIN if self.mode == CONTAINER else None
         others = self.others()
         self.signal_others(signal.SIGTERM, others)
         for process in others:
-            if process.has_tty:
+            if process.has_tty or process.identity in self.had_terminal:
                 kill(process.pid, signal.SIGHUP)
         self.signal_others(signal.SIGCONT, others)
         if self.wait(self.nobody_left, grace, look_again):
@@ -1503,13 +1517,13 @@ def check(options, mode, reason):
 
 def answer_at_once(options, complaints, mode, reason):
     """Outside a VM: what is answered without starting anything, a bad command line above all."""
-    if "help" in options:
+    if complaints:
+        print(f"pyinit1: bad option: {one_line(complaints[0])}\n{usage()}", file=sys.stderr)
+        sys.exit(2)
+    elif "help" in options:
         print(__doc__.strip())
     elif "version" in options:
         print("pyinit1", VERSION)
-    elif complaints:
-        print(f"pyinit1: bad option: {one_line(complaints[0])}\n{usage()}", file=sys.stderr)
-        sys.exit(2)
     elif "check" in options:
         sys.exit(check(options, mode, reason))
     else:
@@ -1552,7 +1566,9 @@ def get_ready(vm):
     else:
         log.level = own_level(options)
         log.open(vm=False)
-    log.info(f"mode: {mode}: {reason}")
+    (log.info if os.getpid() == 1 else log.warn)(f"mode: {mode}: {reason}")
+    if vm and container_word(options, os.environ):
+        complaints.append(f"{container_word(options, os.environ)}: not in a VM")
     for complaint in complaints:
         log.warn(f"ignored: {complaint}")
     if os.getpid() != 1:
@@ -1577,10 +1593,7 @@ def main():
     try:
         vm = vm and in_initial_pid_namespace()
         init = get_ready(vm)
-        if is_our_child(init.options.get("adopt-server", 0)):
-            init.server = init.options["adopt-server"]
-        else:
-            init.start_server()
+        init.adopt_server() or init.start_server()
         init.listen()
         if not init.command:
             step("RPC", load_the_rest)

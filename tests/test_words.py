@@ -279,7 +279,7 @@ def test_debug_is_wanted_by_a_whole_word_of_the_kernels_command_line(monkeypatch
 # ---- other processes
 
 def stat_line(pid, name, state="S", ppid=1, group=5, tty=0, flags=0x400000):
-    return ("%d (%s) %s %d %d %d %d -1 %d 0 0 0\n" % (pid, name, state, ppid, group, group, tty, flags)).encode("utf-8", "surrogateescape")
+    return ("%d (%s) %s %d %d %d %d -1 %d 0 0 0 0 0 0 0 0 20 0 1 0 4711 0\n" % (pid, name, state, ppid, group, group, tty, flags)).encode("utf-8", "surrogateescape")
 
 
 @pytest.mark.parametrize("name", [
@@ -288,6 +288,7 @@ def stat_line(pid, name, state="S", ppid=1, group=5, tty=0, flags=0x400000):
 def test_a_process_is_read_whatever_its_name_is(name):
     process = pyinit1.Process(stat_line(7, name, ppid=3, group=6))
     assert (process.pid, process.ppid, process.group, process.zombie) == (7, 3, 6, False)
+    assert process.identity == (7, b"4711")
     assert process.name == name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
