@@ -294,10 +294,10 @@ def test_outside_a_machine_random_word_lists_are_read_as_getopt_reads_them():
 
 def read_by_getopt(words):
     """({long name: value}, COMMAND), read by Python's getopt. Raises GetoptError, ValueError."""
-    takes = {name: parse for _, name, parse in pyinit1.OPTIONS}
-    long_of = {"-" + letter: name for letter, name, _ in pyinit1.OPTIONS if letter}
+    takes = {name or letter: parse for letter, name, parse in pyinit1.OPTIONS}
+    long_of = {"-" + letter: name or letter for letter, name, _ in pyinit1.OPTIONS if letter}
     letters = "".join(letter + ":" * bool(parse) for letter, _, parse in pyinit1.OPTIONS)
-    pairs, command = getopt.getopt(words, letters, [name + "=" * bool(parse) for name, parse in takes.items()])
+    pairs, command = getopt.getopt(words, letters, [name + "=" * bool(parse) for _, name, parse in pyinit1.OPTIONS if name])
     expected = {}
     for spelled, value in pairs:
         name = long_of.get(spelled) or spelled[2:]
