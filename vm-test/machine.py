@@ -19,6 +19,7 @@ import waiting
 DEADLINE = 120.0            # seconds that anything in a guest may take, on a machine that is slow and busy
 QEMU_SECONDS = 20.0         # QEMU's own answers
 MEMORY = 256                # MiB
+GUEST_FAILED = "^vm-test: failed: .*$"      # what a script in the guest says when something is wrong
 PANIC = re.compile(r"^.*Kernel panic - not syncing.*$", re.MULTILINE)
 
 # An architecture's machine: QEMU's program, its arguments, the guest's serial console, the kernel's words for its own log on that
@@ -33,7 +34,7 @@ BOARDS = {
 
 
 class Failure(AssertionError):
-    """A machine did not do what was expected. `judgement`: panic, hang, early power-off, or wrong end."""
+    """A machine did not do what was expected. `judgement`: panic, hang, early power-off, wrong end, ..."""
 
     def __init__(self, judgement, details):
         super().__init__("%s: %s" % (judgement, details))
@@ -115,7 +116,7 @@ class Machine:
             self.socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
             self.qmp.wait_for(r'^\{"(return|error)".*$', QEMU_SECONDS)
         except (OSError, AssertionError):
-            raise self.early_end("QMP's answer to " + command) from None
+            raise self.early_end("QMP: " + command) from None
 
     def press(self, *keys):
         """Press keys together and let them go: press("ctrl", "alt", "delete")."""
@@ -126,18 +127,21 @@ class Machine:
         self.process.stdin.write(text.encode() + b"\r")
 
     def wait_for(self, pattern, seconds=DEADLINE, partial=False):
-        """The console's next match of `pattern` (waiting.Lines); Failure if the machine ends or hangs before it."""
+        """The console's next match of `pattern` (waiting.Lines); Failure if the guest says that it failed, ends, or hangs."""
         try:
-            return self.console.wait_for(pattern, seconds, partial)
+            match = self.console.wait_for("(?:%s)|%s" % (pattern, GUEST_FAILED), seconds, partial)
         except AssertionError:
             if self.console.ended:
-                raise self.early_end(repr(pattern)) from None
-            raise Failure("hang", "no %r within %g s" % (pattern, seconds)) from None
+                raise self.early_end(pattern) from None
+            raise Failure("hang", "within %g s there was no: %s" % (seconds, pattern)) from None
+        if re.match(GUEST_FAILED, match.group()):
+            raise Failure("the guest failed", match.group())
+        return match
 
     def early_end(self, awaited):
         """The Failure to raise when the machine has ended before something."""
         kind, details = self.how_it_ended()
-        return Failure("panic" if kind == "panic" else "early power-off", "%s, before %s" % (details, awaited))
+        return Failure("panic" if kind == "panic" else "early power-off", "%s, before: %s" % (details, awaited))
 
     def wait_end(self, expected, seconds=DEADLINE):
         """The machine must end by itself, as `expected`: guest-shutdown, guest-reset or panic. Failure if it does not."""
