@@ -80,7 +80,7 @@ def trace(name, directory):
     os.chmod(server, 0o755)
     plain = setup.startswith("plain")
     run = '"$@"; status=$?; exit $status' if plain else 'exec "$@"'
-    argv = ["strace", "-f", "-o", output, "-e", "trace=execve,reboot,mount,umount2,kill",
+    argv = ["strace", "-f", "-s", "4096", "-o", output, "-e", "trace=execve,reboot,mount,umount2,kill",
             "unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", *["-Ur"] * (os.getuid() != 0),
             "sh", "-c", setup.replace("plain", "") + run, "sh", *PYTHON, str(PYINIT1), "--stop-timeout=0.5", *words.split()]
     subprocess.run(argv, env={**clean_environment(), "PYINIT1_SERVER": server}, stdin=subprocess.DEVNULL,
