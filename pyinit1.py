@@ -181,6 +181,7 @@ def exit_code(status, exit_ok=()):
 # ---- the log: one line each, never blocking
 
 LEVELS = ("error", "warn", "info", "debug", "trace")  # trace is debug
+DEBUG = LEVELS.index("debug")
 SIGNALS_OF_WRITE = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTTOU)  # no reader; file too large; in the background
 KMSG = os.makedev(1, 11)  # Documentation/admin-guide/devices.txt: /dev/kmsg
 
@@ -519,7 +520,7 @@ def parse_args(words, env, vm=False):
 def own_level(options):
     """Our own log level, an index of LEVELS: debug with -v; nonsense means info; trace is debug."""
     name = "debug" if "v" in options else options["log-level"]
-    return min(LEVELS.index(name if name in LEVELS else "info"), LEVELS.index("debug"))
+    return min(LEVELS.index(name if name in LEVELS else "info"), DEBUG)
 
 
 def usage():
@@ -1090,6 +1091,7 @@ class Init:
 
     def reap(self):
         """Take every status that is there; -> whether we have no child at all any more."""
+        tell = log.warn if "w" in self.options else log.debug if log.level >= DEBUG else None
         for _ in range(REAP_AT_ONCE):
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -1104,8 +1106,8 @@ class Init:
                 self.server_ended(status)
             elif pid == self.helper:
                 self.helper = None
-            else:
-                (log.warn if "w" in self.options else log.debug)(f"orphan reaped: pid {pid}: {how_it_ended(status)}")
+            elif tell:
+                tell(f"orphan reaped: pid {pid}: {how_it_ended(status)}")
         self.pending.add(signal.SIGCHLD)  # there may be more: signals and deadlines first
         return False
 
@@ -1584,6 +1586,10 @@ def load_the_rest():
     import json  # noqa: F401
     import socket  # noqa: F401
 
+    load_libc()
+    if hasattr(libc, "malloc_trim"):  # musl has none
+        libc.malloc_trim(0)  # 3 MB that compiling this file took
+
 
 def main():
     name = os.path.basename(sys.argv[0])
@@ -1606,4 +1612,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    # As long as a statement of this file runs, the interpreter keeps the file's syntax tree: 3 MB, for ever if that
+    # statement is main(). After an exception it lets go of the tree, and calls the hook.
+    sys.excepthook = lambda *_: main()
+    raise Exception("on to main()")
