@@ -261,7 +261,7 @@ def test_a_file_that_may_not_grow_any_more_ends_nothing_and_sends_nobody_a_signa
     before, started = busy_seconds(namespace.init), time.monotonic()
     time.sleep(1)                       # what is tested is that nothing happens
     assert busy_seconds(namespace.init) - before < 0.1 * (time.monotonic() - started)
-    assert Process(child.outer).state == "S"
+    poll(lambda: Process(child.outer).state == "S", SECONDS, "the child to sleep, as it did")
     namespace.kill(signal.SIGTERM)
     assert namespace.wait() == (128 + signal.SIGTERM if words else 0)
     assert path.stat().st_size == 512 and path.read_bytes().count(b"\n") == 1
@@ -298,7 +298,8 @@ def test_in_the_background_of_a_terminal_with_tostop_we_are_neither_stopped_nor_
     for _ in range(5):
         os.kill(ours.outer, signal.SIGUSR2 if not words else signal.SIGWINCH)
         poll(lambda: not int(Process(ours.outer).status["ShdPnd"], 16), SECONDS, "no signal to be pending")
-    assert Process(child.outer).state == "S" and "TTOU" not in terminal.drain()
+    poll(lambda: Process(child.outer).state == "S", SECONDS, "the child to sleep, not to be stopped")
+    assert "TTOU" not in terminal.drain()
     before, started = busy_seconds(ours.outer), time.monotonic()
     time.sleep(1)                       # what is tested is that nothing happens
     assert busy_seconds(ours.outer) - before < 0.1 * (time.monotonic() - started)
@@ -371,7 +372,7 @@ def life_at_level(parameter, directory):
                             "-v": (("-v",), {"ZINIT_LOG_LEVEL": level})}[how]
         namespace.start(*words, ready=None, **variables)
         namespace.server()
-        poll(lambda: len(namespace.children()) == 1, SECONDS, "the orphan to be reaped")
+        poll(lambda: "orphan: ready" in namespace.log.drain() and len(namespace.processes()) == 1, SECONDS, "the orphan to be reaped")
         namespace.power_off()
         return namespace.log.text
 
