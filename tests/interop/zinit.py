@@ -15,9 +15,10 @@ from collections import namedtuple
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-from helpers import SECONDS, Namespace, PYTHON, poll  # noqa: E402
+from helpers import PYTHON, SECONDS, Namespace, poll  # noqa: E402
 
-# A PID 1: start()'s arguments, and what its log says when it answers signals, begins a soft restart, sees its server die, starts one
+# A PID 1: its words, start()'s arguments, and what its log says when it answers signals, begins a soft restart, sees its
+# server die, starts one.
 Kind = namedtuple("Kind", "name words start ready restarting died started")
 PYINIT1 = Kind("pyinit1", ("--container",), {"python": PYTHON},
                "^pyinit1: ready", "^pyinit1: signal: SIGUSR1", "^pyinit1: server ended", "^pyinit1: server started")
@@ -31,8 +32,8 @@ class ZinitNamespace(Namespace):
     def __init__(self, directory, programs):
         super().__init__(directory)
         self.programs, self.kind = programs, None
-        self.saved = self.directory / "saved"
-        self.saved.touch()
+        self.diary = self.directory / "diary"
+        self.diary.touch()
         self.saving = set()
 
     # -- before the start
@@ -45,14 +46,15 @@ class ZinitNamespace(Namespace):
         (self.services / (name + ".toml")).write_text("\n".join(lines) + "\n")
 
     def saving_service(self, name, seconds=0.0, after=()):
-        """Configure a service that takes `seconds` at SIGTERM to write its name into the file `saved`.
+        """Configure a service that writes "NAME started" into the diary, and at SIGTERM, `seconds` later, "NAME saved".
 
         It closes its standard error: the server's end of that pipe goes with the server, and a shell that then reports
         its child's end dies of SIGPIPE.
         """
         self.saving.add(name)
-        self.service(name, "trap 'sleep %g; echo %s >> %s; exit 0' TERM; exec 2>&-; while :; do sleep 1000 & wait; done"
-                     % (seconds, name, shlex.quote(str(self.saved))), after)
+        note = "echo %s %%s >> %s" % (name, shlex.quote(str(self.diary)))
+        self.service(name, "trap 'sleep %g; %s; exit 0' TERM; exec 2>&-; %s; while :; do sleep 1000 & wait; done"
+                     % (seconds, note % "saved", note % "started"), after)
 
     def start(self, kind=PYINIT1, **environment):
         """Start PID 1 and wait until it answers signals and every service runs."""
@@ -106,7 +108,9 @@ class ZinitNamespace(Namespace):
             return running == {name: {pid} for name, pid in self.server_says().items()} and self.saving <= ready() and running
 
         def ready():
-            return {name for name, process in self.processes_of_services() if signal.SIGTERM in process.signals("SigCgt")}
+            """The saving services that have set their trap: the last word about them is "started"."""
+            deeds = dict(map(str.split, self.diary.read_text().splitlines()))
+            return {name for name, deed in deeds.items() if deed == "started"}
         try:
             return poll(settled, SECONDS, "every service to run exactly once")
         except AssertionError as why:
@@ -114,8 +118,17 @@ class ZinitNamespace(Namespace):
                 why, self.running(), self.server_says(), self.log.drain())) from None
 
     def saved_by(self):
-        """The services that had time to save their work at SIGTERM, in that order."""
-        return self.saved.read_text().split()
+        """The services that had time to save their work, in that order."""
+        return [line.split()[0] for line in self.diary.read_text().splitlines() if line.endswith("saved")]
+
+    def overlaps(self):
+        """The saving services that were started while an earlier one of that name was still at work, by the diary."""
+        at_work, found = set(), []
+        for name, deed in map(str.split, self.diary.read_text().splitlines()):
+            if deed == "started" and name in at_work:
+                found.append(name)
+            (at_work.add if deed == "started" else at_work.discard)(name)
+        return found
 
     # -- what happens to it
 
@@ -132,10 +145,12 @@ class ZinitNamespace(Namespace):
             self.wait_for(line)
 
     def soft_restart(self):
-        """A soft restart; -> were all services adopted? After it all of them run exactly once."""
+        """A soft restart; -> were all services adopted? After it all of them run exactly once, and none ever ran twice."""
         before = self.running()
         self.replace_server()
-        return self.wait_until_all_run_once() == before
+        after = self.wait_until_all_run_once()
+        assert not self.overlaps(), self.log.text
+        return after == before
 
     def adopting_restart(self):
         """Soft restarts until the services were adopted: the real server loses their state every second time."""

@@ -47,7 +47,7 @@ def adopt(namespace):
 
 def check_power_off(namespace, figure, what, original_saves):
     """Power off eight services: pyinit1 lets all of them save, promptly; the original needs over 30 s for `original_saves`."""
-    namespace.saved.write_text("")
+    namespace.diary.write_text("")
     seconds = namespace.power_off(GIVES_UP + SECONDS)
     saved = len(namespace.saved_by())
     figure("%s: power-off %s" % (namespace.kind.name, what), seconds, "s, %d services saved" % saved, "0.9, 8")

@@ -28,7 +28,7 @@ def test_a_power_off_right_after_an_adopting_restart_takes_no_longer(namespace, 
         namespace.saving_service(name)
     namespace.start()
     namespace.adopting_restart()
-    namespace.saved.write_text("")
+    namespace.diary.write_text("")
     seconds = namespace.power_off()
     figure("power-off of six services that a soft restart adopted", seconds, "s", "0.6 + 0.1")
     assert sorted(namespace.saved_by()) == names
@@ -68,4 +68,13 @@ def test_a_power_off_during_a_soft_restart_stops_the_services(namespace):
     namespace.kill(signal.SIGUSR1)
     namespace.wait_for("^pyinit1: server ended")
     assert namespace.power_off() < SLACK
-    assert namespace.saved_by()[-1:] == ["web"], namespace.log.text
+    assert namespace.saved_by()[-1:] == ["web"]
+
+
+def test_services_of_a_killed_server_have_time_to_save_at_a_power_off(namespace):
+    for name in "db", "web":
+        namespace.saving_service(name, seconds=0.5)
+    namespace.start()
+    namespace.kill_server()
+    assert namespace.power_off() < SLACK
+    assert sorted(namespace.saved_by()) == ["db", "web"]

@@ -1,0 +1,65 @@
+# pyinit1: everything that is fetched or built is kept in CACHE, never in the checkout. `make` alone is help.
+
+ARCH := $(shell dpkg --print-architecture)
+CACHE := $(or $(PYINIT1_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pyinit1)
+PYTEST := $(CACHE)/venv/bin/python -B -m pytest -p no:cacheprovider
+export PYINIT1_CACHE := $(CACHE)
+export PYTHONDONTWRITEBYTECODE := 1
+
+# What only root can install: a command, and the Debian package that has it.
+QEMU_amd64 := qemu-system-x86_64:qemu-system-x86
+QEMU_arm64 := qemu-system-aarch64:qemu-system-arm
+BOOT_NEEDS = python3:python3 $(QEMU_$(ARCH))
+TEST_NEEDS = $(BOOT_NEEDS) tini:tini docker:docker.io ensurepip:python3-venv
+
+.PHONY: help boot test interop clean boot-needs test-needs venv
+
+help:           ## this text
+	@sed -n 's/^\([a-z]*\): .*## /    make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
+
+boot: boot-needs ## a machine on this terminal, pyinit1.py as its /init (ARCH=amd64; ZINIT=DIR: the real zinit-server of DIR)
+	@vm-test/run --boot --arch $(ARCH) $(if $(ZINIT),--zinit '$(ZINIT)')
+
+test: test-needs venv ## every test: pure functions, namespaces, Docker, and machines in QEMU; 15 minutes at most
+	@status=0; \
+	$(PYTEST) -q tests --ignore=tests/interop || status=1; \
+	vm-test/run --jobs 2 || status=1; \
+	exit $$status
+
+interop: test-needs venv ## the tests over the real zinit-server, built once by cargo (5 minutes; Rust 1.88 or newer)
+	@python3 tests/interop/build_zinit.py
+	@$(PYTEST) -q tests/interop
+
+clean:          ## delete what was fetched and built
+	rm -rf '$(CACHE)/packages' '$(CACHE)/venv' '$(CACHE)'/zinit-*
+	find . -name __pycache__ -type d -exec rm -rf {} +
+
+# Installs what is missing, or says the one command that does. ensurepip is a module and no command; Debian keeps it apart.
+define install
+	@missing=; for need in $(1); do \
+	    case $$need in \
+	    ensurepip:*) /usr/bin/python3 -c 'import ensurepip' 2>/dev/null ;; \
+	    *) command -v $${need%%:*} >/dev/null ;; \
+	    esac || missing="$$missing $${need#*:}"; \
+	done; \
+	test -z "$$missing" && exit; \
+	line="apt-get install -y --no-install-recommends$$missing"; \
+	if test "$$(id -u)" = 0; then \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive $$line; \
+	else \
+	    echo "missing, and only root can install it:" >&2; echo "    sudo $$line" >&2; exit 1; \
+	fi
+endef
+
+boot-needs:
+	$(call install,$(BOOT_NEEDS))
+
+test-needs:
+	$(call install,$(TEST_NEEDS))
+
+# pytest, in an environment of its own; the mark comes last, so an interrupted one is made again.
+venv: test-needs
+	@mkdir -p '$(CACHE)'
+	@flock '$(CACHE)/venv.lock' sh -c 'test -e "$(CACHE)/venv/complete" || { \
+	    /usr/bin/python3 -m venv --clear "$(CACHE)/venv" && "$(CACHE)/venv/bin/pip" install -q --disable-pip-version-check pytest && \
+	    touch "$(CACHE)/venv/complete"; }'
