@@ -12,7 +12,7 @@ Without COMMAND it keeps zinit-server alive; COMMAND is run once, or kept alive 
   -r, --rewrite FROM:TO   forward TO when FROM comes; names or numbers, 0 drops it; may be repeated
   -e, --exit-ok CODE      COMMAND's exit status CODE counts as 0; may be repeated
   -p, --parent-death SIG  our own signal when our parent dies, for use outside a container
-      --stop-timeout S    seconds that the server or COMMAND may take to stop (30)
+      --stop-timeout S    seconds that the server, or a COMMAND that we stop, may take to stop (30)
       --grace S           seconds that everything else has between SIGTERM and SIGKILL (10)
       --log-level L       error, warn, info, debug, trace (info)
       --check             try what can be tried without touching the system, say what was found
@@ -42,17 +42,17 @@ SIGILL, SIGTRAP, SIGSYS    no handler: after a real fault it would be called for
 others                     logged
 
 In a container or a plain process "power off" and "reboot" mean: stop in order, exit 0. COMMAND run once gets all of
-them forwarded there, but SIGCHLD and the faults. Seven SIGINT within 2 s end at once, without order.
+them forwarded there, but SIGCHLD and the faults. Otherwise seven SIGINT within 2 s end at once, without order.
 
 exit status: COMMAND's own, 128+N if signal N killed it, 127 not found, 126 not executable; 0 for a server that was
-ended by request; 2 for a bad option. In a VM it never exits: that would be a kernel panic.
+ended by request; 1 for an end at once and for a bug of ours; 2 for a bad option. In a VM it never exits: that would
+be a kernel panic.
 
 files: /etc/zinit/services, /run/zinit.sock, /run/zinit/state.json, /etc/hostname
 
 Why it is written as it is: PID 1 that blocks stops the reaping, PID 1 that dies takes everything along, and at
 shutdown files may be gone. So there is one loop with one blocking call, every wait has a bound, imports are few
-(each costs milliseconds of boot) and none is made at the end. Read it from top to bottom: nothing is used before it
-is met.
+(each costs milliseconds of boot) and none is made at the end. Read it from top to bottom: what is used was met before.
 """
 
 # ---- imports: what the start needs; ctypes, json, socket and others come later, see load_libc and load_the_rest
@@ -62,15 +62,18 @@ is met.
 import _signal as signal
 
 if __name__ == "__main__":
-    # No request is lost: what comes from here on waits until the loop can answer it.
+    # No request is lost: what comes from here on waits until the loop can answer it. Nor is a child's status:
+    # a parent may have left us SIGCHLD ignored, and then the kernel would reap for us.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 import sys
 
 if __name__ == "__main__" and not sys.flags.isolated:
     # Started as `python3 pyinit1.py`: no /os.py beside this file or on PYTHONPATH may become part of PID 1.
-    _library = "%s/%s/python%d.%d" % (sys.base_prefix, sys.platlibdir, *sys.version_info[:2])
-    sys.path[:] = [path for path in sys.path if path in (_library, _library + "/lib-dynload")]
+    _library = "/%s/python%d.%d" % (sys.platlibdir, *sys.version_info[:2])
+    _folders = (sys.base_prefix + _library, sys.base_exec_prefix + _library + "/lib-dynload")
+    sys.path[:] = [path for path in sys.path if path in _folders]
 
 import errno
 import fcntl
@@ -86,7 +89,7 @@ VERSION = "0.1.0"
 STOP_TIMEOUT = 30.0  # default: the server or COMMAND, from the request to end to SIGKILL
 GRACE = 10.0  # default: everything else, from SIGTERM to SIGKILL
 RESPAWN_DELAY = 1.0  # from the server's death to the next start
-LISTEN_LIMIT = 3.0  # from the server's start until a missing socket means that there will be none
+LISTEN_LIMIT = 5.0  # from the server's start until a missing socket means that there will be none
 RPC_LIMIT = 5.0  # one request to the server: connecting and answering together
 RESTART_LIMIT = 5.0  # soft restart: the server's exit after it was asked; then the same for services it left
 KILL_WAIT = 0.5  # reaping after SIGKILL; who is still there sleeps uninterruptibly
@@ -99,7 +102,7 @@ INTERRUPTS, INTERRUPTS_WITHIN = 7, 2.0  # so many SIGINT within so many seconds:
 LONGEST_SLEEP = 86400.0  # poll(2) takes its timeout in an int of milliseconds
 
 LINE_BYTES = 900  # of one log line: /dev/kmsg takes less than 1 kB
-ANSWER_BYTES = 65536  # of the server's answer; the real ones have less than 100
+ANSWER_BYTES = 1 << 22  # of the server's answer: 100 and a service, each with its name
 REAP_AT_ONCE = 1000  # children reaped before signals and deadlines are looked at again
 NAMES = 20  # processes named in one line
 
@@ -127,15 +130,97 @@ TIOCSCTTY = 0x540E  # <asm-generic/ioctls.h>
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # <linux/sockios.h>, <linux/if.h>
 AF_INET, SOCK_DGRAM = 2, 2  # <bits/socket.h>
 
+# ---- signals: the one table
+
+POWER_OFF, REBOOT, HALT = ENDINGS = ("power off", "reboot", "halt")
+SOFT_RESTART, SELF_UPDATE, REAP = "soft restart", "self-update", "reap"
+UNHEARD, FAULT, OTHER = "ignored by the kernel", "no handler", "ignored"
+
+# Of two signals in one wake-up the one that stands first here is answered first.
+# 37, 38 and 39 are systemd's halt, power off and reboot, whatever number SIGRTMIN has in this libc.
+SIGNALS = (
+    (REAP, (signal.SIGCHLD,)),
+    (POWER_OFF, (signal.SIGTERM, signal.SIGPWR, 38)),
+    (REBOOT, (signal.SIGINT, 39)),
+    (HALT, (37,)),
+    (SOFT_RESTART, (signal.SIGUSR1,)),
+    (SELF_UPDATE, (signal.SIGUSR2,)),
+    (UNHEARD, (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)),
+    (FAULT, (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)),
+)
+RANK = {number: rank for rank, (_, numbers) in enumerate(SIGNALS) for number in numbers}
+
+
+def action_for(number):
+    """What the signal `number` means to a kept server's PID 1: an action of SIGNALS, or OTHER."""
+    return SIGNALS[RANK[number]][0] if number in RANK else OTHER
+
+
+def in_order(numbers):
+    """The signals of one wake-up in the order in which they are answered."""
+    return sorted(numbers, key=lambda number: (RANK.get(number, len(SIGNALS)), number))
+
+
+SIGNAL_NUMBERS = {name: number for name, number in vars(signal).items() if name[:3] == "SIG" and "_" not in name}
+SIGNAL_NAMES = {SIGNAL_NUMBERS[name]: name for name in sorted(SIGNAL_NUMBERS, reverse=True)}  # SIGCHLD, not SIGCLD
+
+
+def signal_name(number):
+    """SIGTERM for 15; the bare number where signal(7) has no name for it."""
+    return SIGNAL_NAMES.get(number, f"signal {number}")
+
+
+def how_it_ended(status):
+    """In words, what a status of waitpid(2) says."""
+    code = os.waitstatus_to_exitcode(status)
+    return f"exit status {code}" if code >= 0 else f"killed by {signal_name(-code)}"
+
+
+def exit_code(status, exit_ok=()):
+    """Our own exit status for COMMAND's status of waitpid(2): 128+N for signal N; those in `exit_ok` are 0."""
+    code = os.waitstatus_to_exitcode(status)
+    code = code if code >= 0 else 128 - code
+    return 0 if code in exit_ok else code
+
+
 # ---- the log: one line each, never blocking
 
 LEVELS = ("error", "warn", "info", "debug", "trace")  # trace is debug
+SIGNALS_OF_WRITE = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTTOU)  # no reader; file too large; in the background
 KMSG = os.makedev(1, 11)  # Documentation/admin-guide/devices.txt: /dev/kmsg
 
 
 def one_line(text):
     """`text` with everything that is not printable escaped: one line, whatever a file name or a server put in it."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def open_first(*paths):
+    """The descriptor of the first of `paths` that opens for writing without blocking, or None."""
+    for path in paths:
+        try:
+            return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_APPEND)
+        except OSError:
+            pass
+    return None
+
+
+def is_writable(fd):
+    """poll(2): would a write of at most PIPE_BUF bytes to `fd` go through at once?"""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
+def write_alone(fd, data):
+    """write(2), where failing is no matter, and whose signals reach nobody: they are no requests from outside."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS_OF_WRITE)
+    try:
+        os.write(fd, data)
+    except OSError:
+        signal.sigtimedwait(SIGNALS_OF_WRITE, 0)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class Log:
@@ -159,7 +244,7 @@ class Log:
         elif not stat.S_ISREG(os.fstat(2).st_mode):
             # A regular file opened anew would have an offset of its own, and we would write over COMMAND's lines.
             self.fd = open_first("/proc/self/fd/2")
-        if self.fd is None and not vm:
+        if self.fd is None:
             self.fd, self.shared = 2, True
         early, self.early = self.early, []
         for level, text in early:
@@ -171,11 +256,8 @@ class Log:
             self.early.append((level, text))
         elif level <= self.level:
             line = f"{self.prefix}pyinit1: {one_line(text)}".encode("utf-8", "backslashreplace")[: LINE_BYTES - 1]
-            try:
-                if not self.shared or is_writable(self.fd):
-                    os.write(self.fd, line + b"\n")
-            except OSError:
-                pass  # nobody reads any more: no reason to stop
+            if not self.shared or is_writable(self.fd):
+                write_alone(self.fd, line + b"\n")
 
     def error(self, text):
         self.write(0, text)
@@ -195,23 +277,6 @@ class Log:
         if text != self.said[0] or now - self.said[1] >= SAY_AGAIN:
             self.said = (text, now)
             self.error(text)
-
-
-def open_first(*paths):
-    """The descriptor of the first of `paths` that opens for writing without blocking, or None."""
-    for path in paths:
-        try:
-            return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_APPEND)
-        except OSError:
-            pass
-    return None
-
-
-def is_writable(fd):
-    """poll(2): would a write of at most PIPE_BUF bytes to `fd` go through at once?"""
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    return bool(poll.poll(0))
 
 
 def read_file(path, folder=None):
@@ -345,59 +410,6 @@ def kill(pid, number):
         if number:
             log.warn(f"not signalled: pid {pid}: {signal_name(number)}: {why.strerror}")
     return True
-
-
-# ---- signals: the one table
-
-POWER_OFF, REBOOT, HALT = ENDINGS = ("power off", "reboot", "halt")
-SOFT_RESTART, SELF_UPDATE, REAP = "soft restart", "self-update", "reap"
-UNHEARD, FAULT, OTHER = "ignored by the kernel", "no handler", "ignored"
-
-# Of two signals in one wake-up the one that stands first here is answered first.
-# 37, 38 and 39 are systemd's halt, power off and reboot, whatever number SIGRTMIN has in this libc.
-SIGNALS = (
-    (REAP, (signal.SIGCHLD,)),
-    (POWER_OFF, (signal.SIGTERM, signal.SIGPWR, 38)),
-    (REBOOT, (signal.SIGINT, 39)),
-    (HALT, (37,)),
-    (SOFT_RESTART, (signal.SIGUSR1,)),
-    (SELF_UPDATE, (signal.SIGUSR2,)),
-    (UNHEARD, (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)),
-    (FAULT, (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)),
-)
-RANK = {number: rank for rank, (_, numbers) in enumerate(SIGNALS) for number in numbers}
-
-
-def action_for(number):
-    """What the signal `number` means to a kept server's PID 1: an action of SIGNALS, or OTHER."""
-    return SIGNALS[RANK[number]][0] if number in RANK else OTHER
-
-
-def in_order(numbers):
-    """The signals of one wake-up in the order in which they are answered."""
-    return sorted(numbers, key=lambda number: (RANK.get(number, len(SIGNALS)), number))
-
-
-SIGNAL_NUMBERS = {name: number for name, number in vars(signal).items() if name[:3] == "SIG" and "_" not in name}
-SIGNAL_NAMES = {SIGNAL_NUMBERS[name]: name for name in sorted(SIGNAL_NUMBERS, reverse=True)}  # SIGCHLD, not SIGCLD
-
-
-def signal_name(number):
-    """SIGTERM for 15; the bare number where signal(7) has no name for it."""
-    return SIGNAL_NAMES.get(number, f"signal {number}")
-
-
-def how_it_ended(status):
-    """In words, what a status of waitpid(2) says."""
-    code = os.waitstatus_to_exitcode(status)
-    return f"exit status {code}" if code >= 0 else f"killed by {signal_name(-code)}"
-
-
-def exit_code(status, exit_ok=()):
-    """Our own exit status for COMMAND's status of waitpid(2): 128+N for signal N; those in `exit_ok` are 0."""
-    code = os.waitstatus_to_exitcode(status)
-    code = code if code >= 0 else 128 - code
-    return 0 if code in exit_ok else code
 
 
 # ---- the command line
@@ -725,9 +737,14 @@ class Process:
 
 
 def processes():
-    """All user processes but ourselves; none without /proc."""
-    found = []
-    for pid in os.listdir(held["/proc"]) if "/proc" in held else ():
+    """All user processes but ourselves; none without a /proc of our own PID namespace."""
+    found, pids = [], []
+    try:
+        if os.readlink("self", dir_fd=held["/proc"]) == str(os.getpid()):
+            pids = os.listdir(held["/proc"])
+    except (KeyError, OSError):
+        pass
+    for pid in pids:
         try:
             if pid.isdigit() and int(pid) != os.getpid():
                 found.append(Process(read_file(f"{pid}/stat", held["/proc"])))
@@ -781,6 +798,12 @@ def candidates(name, env):
     return [name] if "/" in name or not name else [f"{folder or '.'}/{name}" for folder in folders]
 
 
+def interpreter_of(path):
+    """What the first line of a script names; a binary's is the loader of its libraries."""
+    line = read_file(path).partition(b"\n")[0]
+    return os.fsdecode((line[2:].split() or [b""])[0]) if line.startswith(b"#!") else "the loader"
+
+
 def exec_command(argv, env):
     """Become argv[0], looked up on PATH as execvp(3) does. Returns never; raises OSError."""
     failure = FileNotFoundError(errno.ENOENT, "not found", argv[0])
@@ -799,15 +822,9 @@ def exec_command(argv, env):
     raise failure
 
 
-def interpreter_of(path):
-    """What the first line of a script names; a binary's is the loader of its libraries."""
-    line = read_file(path).partition(b"\n")[0]
-    return os.fsdecode((line[2:].split() or [b""])[0]) if line.startswith(b"#!") else "the loader"
-
-
 def failure_code(why):
     """127 if there is no such program, 126 if it cannot be run: what shells say."""
-    return 127 if why.errno in (errno.ENOENT, errno.ENOTDIR) else 126
+    return 127 if getattr(why, "errno", None) in (errno.ENOENT, errno.ENOTDIR) else 126
 
 
 def spawn(argv, prepare):
@@ -841,9 +858,10 @@ def run_child(argv, prepare, report):
         env = prepare()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # not before the handlers are gone
         exec_command(argv, env)
-    except OSError as why:
+    except Exception as why:
         code = failure_code(why)
-        os.write(report, f"{why.filename or argv[0]}: {why.strerror}".encode("utf-8", "surrogateescape"))
+        text = f"{getattr(why, 'filename', None) or argv[0]}: {getattr(why, 'strerror', None) or why}"
+        os.write(report, text.encode("utf-8", "surrogateescape"))
     finally:
         os._exit(code)
 
@@ -1052,7 +1070,75 @@ def state_was_saved(result, before, identity=file_identity):
 def listed_pids(services):
     """The pids in the result of service.list_full: what the server says are its services."""
     states = [entry.get("state") for entry in services if isinstance(entry, dict)]
-    return {state.get("pid") for state in states if isinstance(state, dict)}
+    return [state.get("pid") for state in states if isinstance(state, dict)]
+
+
+# ---- the last things: they work without the loop, and are met again in Init
+
+REBOOT_COMMANDS = {
+    POWER_OFF: ("RB_POWER_OFF", RB_POWER_OFF),
+    REBOOT: ("RB_AUTOBOOT", RB_AUTOBOOT),
+    HALT: ("RB_HALT_SYSTEM", RB_HALT_SYSTEM),
+}
+
+
+def try_reboot(how):
+    """reboot(2) as one of ENDINGS asks for it. Returns only if that fails."""
+    name, command = REBOOT_COMMANDS[how]
+    log.info(f"the end: reboot(2): {name}")
+    try:
+        reboot(command)
+    except OSError as why:
+        log.error(f"reboot(2) failed: {name}: {why.strerror}")
+
+
+def hurry(how):
+    """Sync in a child for at most HURRY_LIMIT, then reboot(2). Returns only if that fails."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    deadline = time.monotonic() + HURRY_LIMIT
+    try:
+        helper = start_helper(os.sync)
+        while helper not in reap_all() and time.monotonic() < deadline:
+            signal.sigtimedwait([signal.SIGCHLD], max(0.0, deadline - time.monotonic()))
+    except OSError as why:
+        log.error(f"disks not synced: fork: {why.strerror}")
+    try_reboot(how)
+
+
+def park():
+    """Sleep for ever, still reaping; a request to end tries reboot(2) again. Relies on nothing that may be broken."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    log.error("parked: nothing is started any more, and a request to end tries reboot(2)")
+    while True:
+        reap_all()
+        action = action_for(signal.sigwait([number for number in RANK if action_for(number) in (REAP, *ENDINGS)]))
+        if action != REAP:
+            hurry(action)
+
+
+def reap_all():
+    """Take every status that is there; -> the pids."""
+    pids = []
+    try:
+        while not pids or pids[-1]:
+            pids.append(os.waitpid(-1, os.WNOHANG)[0])
+    except OSError:
+        pass
+    return pids
+
+
+def crashed(why, vm):
+    """An exception in PID 1: a machine's parks, another one exits. Never returns."""
+    places, frame = [], why.__traceback__
+    while frame is not None:
+        places.append(f"{frame.tb_frame.f_code.co_name}:{frame.tb_lineno}")
+        frame = frame.tb_next
+    if log.fd is None:
+        step("log", log.open, vm)
+    log.error(f"crashed: {type(why).__name__}: {why}: at {' > '.join(places)}")
+    if vm:
+        park()
+    os._exit(1)
 
 
 # ---- PID 1: its state, its loop, and what it does
@@ -1077,6 +1163,7 @@ class Init:
         self.start_at = 0.0  # when the server is to be started, time.monotonic()
         self.started_at = 0.0  # when it was
         self.services = {}  # pid -> Process: services that are our children, since a soft restart
+        self.unsettled = False  # a new server has not yet said which of them it took over
         self.helpers = set()  # pids of the children that do what could block us
         self.wakeup = None  # read end of the pipe that signals write to
         self.pending = set()  # signals that came and are not answered yet
@@ -1158,6 +1245,8 @@ class Init:
                 return True
             if pid == 0:
                 return False
+            if os.WIFSTOPPED(status):
+                continue  # a child that called ptrace(PTRACE_TRACEME): nobody has asked us
             self.services.pop(pid, None)
             if pid == self.server:
                 self.server_ended(status)
@@ -1192,14 +1281,17 @@ class Init:
             self.signal_server(self.rewrite.get(number, number))
             return
         action = action_for(number)
-        late = f": too late for it: {self.request} is under way" if self.request and action != OTHER else ""
-        log.info(f"signal: {signal_name(number)}: {action}{late}")
+        late = self.request is not None and action != OTHER
+        too_late = f": too late for it: {self.request} is under way" if late else ""
+        log.info(f"signal: {signal_name(number)}: {action}{too_late}")
         if number == signal.SIGINT:
             self.count_interrupt()
         if late:
             return
         if action in ENDINGS:
             self.request = action
+        elif action == SOFT_RESTART and self.once:
+            log.warn("soft restart: there is no server: COMMAND is run once")
         elif action == SOFT_RESTART:
             self.restart = True
         elif action == SELF_UPDATE:
@@ -1211,8 +1303,9 @@ class Init:
         if len(self.interrupts) == INTERRUPTS and self.interrupts[-1] - self.interrupts[0] <= INTERRUPTS_WITHIN:
             log.warn(f"{INTERRUPTS} SIGINT within {INTERRUPTS_WITHIN:g} s: ending at once")
             if self.mode == VM:
-                hurry(REBOOT)
+                hurry(self.request or REBOOT)
                 park()
+            self.signal_others(signal.SIGKILL, self.others())  # a plain process must not leave them behind
             os._exit(1)
 
     def signal_server(self, number):
@@ -1230,6 +1323,8 @@ class Init:
         while self.request is None:
             if self.restart:
                 self.soft_restart()
+            elif self.server is not None and self.unsettled:
+                self.stop_unadopted()
             elif self.server is not None:
                 self.turn()
             elif time.monotonic() < self.start_at:
@@ -1269,7 +1364,7 @@ class Init:
             os.chdir(self.cwd)
         except OSError as why:
             log.warn(f"{self.what} starts without: {why}")
-        env = dict(os.environ)
+        env = {name: value for name, value in os.environ.items() if name}  # a kernel's word "=x" has none: EINVAL
         if env.get("LISTEN_PID") == str(os.getppid()):  # sd_listen_fds(3): the descriptors are for this process
             env["LISTEN_PID"] = str(os.getpid())
         return env
@@ -1310,20 +1405,20 @@ class Init:
 
         The result is empty if it took the request and hung up. Takes at most `seconds`; the loop goes on turning.
         """
-        import socket  # loaded by load_the_rest
-
         if self.server is not None:
             kill(self.server, signal.SIGCONT)  # a stopped server answers nobody
         deadline = time.monotonic() + seconds
         try:
+            import socket  # loaded by load_the_rest
+
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.setblocking(False)
                 self.connect(connection, os.environ.get("ZINIT_SOCKET", SOCKET), deadline)
                 connection.send(rpc_request(method))
                 line = self.receive(connection, deadline)
                 return rpc_result(line, kind) if line else kind()
-        except (OSError, ValueError) as why:
-            log.warn(f"server not asked: {method}: {why}")
+        except (OSError, ValueError, ImportError) as why:
+            log.warn(f"server not asked: {method}: {getattr(why, 'strerror', None) or why}")
             return None
 
     def connect(self, connection, path, deadline):
@@ -1346,7 +1441,7 @@ class Init:
         while b"\n" not in data:
             self.patience(deadline, "does not answer")
             if self.turn(deadline, connection.fileno(), select.POLLIN):
-                chunk = connection.recv(4096)
+                chunk = connection.recv(65536)
                 if not chunk:
                     return b""
                 data += chunk
@@ -1381,8 +1476,6 @@ class Init:
             log.error(f"soft restart: {self.what} cannot be killed: pid {self.server}: the next one starts after it")
             return
         self.start_server()
-        if self.services:
-            self.stop_unadopted()
 
     def replace_server(self):
         """Ask the server to save its state and go. Services that it did not save are stopped, not to run twice."""
@@ -1398,9 +1491,13 @@ class Init:
             return
         if state_was_saved(result or {}, before):
             self.services = {pid: process for pid, process in services.items() if is_our_child(pid)}
-            log.info(f"soft restart: state saved: services go on: {names(list(self.services.values()))}")
+            self.unsettled = bool(self.services)
+            log.info(f"soft restart: state saved: services go on: {self.names_of_services()}")
         else:
             self.stop_services("state not saved", services.values())
+
+    def names_of_services(self):
+        return names(list(self.services.values()))
 
     def stop_unadopted(self):
         """Ask the new server which services it took over, and stop the others, of which it starts a second copy.
@@ -1408,8 +1505,12 @@ class Init:
         zinit knows a saved service by the first word of its `exec`: it misses one like "exec nginx" or "cd /x && y".
         """
         listed = self.ask("service.list_full", RPC_LIMIT, list)
-        if listed:
-            left = [self.services[pid] for pid in self.services.keys() - listed_pids(listed)]
+        self.unsettled = self.server is None  # then the next one is asked
+        if listed is None and not self.unsettled and not self.called_away():
+            log.warn(f"services may run twice: the new server names none: {self.names_of_services()}")
+        elif listed:
+            pids = listed_pids(listed)
+            left = [service for pid, service in self.services.items() if pid not in pids]
             if left:
                 self.stop_services("not adopted", left)
 
@@ -1435,7 +1536,7 @@ class Init:
     def end(self):
         """Stop everything in order, then leave. Never returns."""
         self.ending = True
-        log.info(f"the end: {self.request}: {self.patience_in_words()}")
+        log.info(f"the end: {self.request}: {self.limits_in_words()}")
         if self.mode == VM:
             step("the end: mlockall", call, "mlockall", MCL_CURRENT)  # no page has to come from a disk any more
         self.phase(f"{self.what} stopped", self.stop_server)
@@ -1447,7 +1548,7 @@ class Init:
         log.info(f"the end: exit status {self.status}")
         os._exit(self.status)
 
-    def patience_in_words(self):
+    def limits_in_words(self):
         others = f"others have {self.options['grace']:g} s"
         return others if self.server is None else f"{self.what} has {self.options['stop-timeout']:g} s, {others}"
 
@@ -1541,72 +1642,6 @@ class Init:
         return None
 
 
-# ---- the last things: these work without the loop
-
-REBOOT_COMMANDS = {
-    POWER_OFF: ("RB_POWER_OFF", RB_POWER_OFF),
-    REBOOT: ("RB_AUTOBOOT", RB_AUTOBOOT),
-    HALT: ("RB_HALT_SYSTEM", RB_HALT_SYSTEM),
-}
-
-
-def try_reboot(how):
-    """reboot(2) as one of ENDINGS asks for it. Returns only if that fails."""
-    name, command = REBOOT_COMMANDS[how]
-    log.info(f"the end: reboot(2): {name}")
-    try:
-        reboot(command)
-    except OSError as why:
-        log.error(f"reboot(2) failed: {name}: {why.strerror}")
-
-
-def hurry(how):
-    """Sync in a child for at most HURRY_LIMIT, then reboot(2). Returns only if that fails."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    deadline = time.monotonic() + HURRY_LIMIT
-    try:
-        helper = start_helper(os.sync)
-        while helper not in reap_all() and time.monotonic() < deadline:
-            signal.sigtimedwait([signal.SIGCHLD], max(0.0, deadline - time.monotonic()))
-    except OSError as why:
-        log.error(f"disks not synced: fork: {why.strerror}")
-    try_reboot(how)
-
-
-def park():
-    """Sleep for ever, still reaping; SIGTERM and SIGINT try reboot(2) again. Relies on nothing that may be broken."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    log.error("parked: nothing is started any more: SIGTERM powers off, SIGINT reboots")
-    while True:
-        reap_all()
-        number = signal.sigwait([signal.SIGCHLD, signal.SIGTERM, signal.SIGINT])
-        if number != signal.SIGCHLD:
-            hurry(POWER_OFF if number == signal.SIGTERM else REBOOT)
-
-
-def reap_all():
-    """Take every status that is there; -> the pids."""
-    pids = []
-    try:
-        while not pids or pids[-1]:
-            pids.append(os.waitpid(-1, os.WNOHANG)[0])
-    except OSError:
-        pass
-    return pids
-
-
-def crashed(why, vm):
-    """An exception in PID 1: a machine's parks, another one exits. Never returns."""
-    places, frame = [], why.__traceback__
-    while frame is not None:
-        places.append(f"{frame.tb_frame.f_code.co_name}:{frame.tb_lineno}")
-        frame = frame.tb_next
-    log.error(f"crashed: {type(why).__name__}: {why}: at {' > '.join(places)}")
-    if vm:
-        park()
-    os._exit(1)
-
-
 # ---- main
 
 
@@ -1674,13 +1709,15 @@ def tell_pid_1(name, words):
     except (OSError, ValueError) as why:
         print(f"{name}: {getattr(why, 'strerror', None) or why}", file=sys.stderr)
         return 2 if isinstance(why, ValueError) else 1
+
+
 def check(options, mode, reason):
     """--check: say what a start would find. -> exit status."""
     problems = []
     print(f"mode: {mode}: {reason}")
     try:
         name = options["command"][0] if options["command"] else find_server(os.environ)
-        if not any(os.access(path, os.X_OK) for path in candidates(name, os.environ)):
+        if not any(os.path.isfile(path) and os.access(path, os.X_OK) for path in candidates(name, os.environ)):
             raise FileNotFoundError(errno.ENOENT, "not found, or not executable", name)
         print(f"would start: {name}")
     except OSError as why:
@@ -1722,6 +1759,16 @@ def become_subreaper(options):
         log.error(f"prctl: {why.strerror}: orphans are not reaped")
 
 
+def leave_folder():
+    """Go to /; -> the folder that we were in."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"  # somebody has removed it
+    finally:
+        os.chdir("/")
+
+
 def get_ready(vm):
     """Everything up to the point where the server can be started. -> Init."""
     options, complaints = parse_args(sys.argv[1:], os.environ, vm)
@@ -1748,16 +1795,6 @@ def get_ready(vm):
     return init
 
 
-def leave_folder():
-    """Go to /; -> the folder that we were in."""
-    try:
-        return os.getcwd()
-    except OSError:
-        return "/"  # somebody has removed it
-    finally:
-        os.chdir("/")
-
-
 def load_the_rest():
     """Import what only the RPC needs: once the server runs, and before any file can be gone."""
     import json  # noqa: F401
@@ -1778,7 +1815,7 @@ def main():
             init.start_server()
         init.listen()
         if not init.command:
-            load_the_rest()
+            step("RPC", load_the_rest)
         log.info(f"ready: pid {os.getpid()}")
         init.run()
     except BaseException as why:

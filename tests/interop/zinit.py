@@ -4,13 +4,14 @@ Every service has SERVICE=its name in its environment and is one process group: 
 """
 
 import contextlib
+import datetime
 import json
 import os
+import re
 import shlex
 import signal
 import socket
 import sys
-import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -117,6 +118,13 @@ class ZinitNamespace(Namespace):
             raise AssertionError("%s; running: %s; the server says: %s; log:\n%s" % (
                 why, self.running(), self.server_says(), self.log.drain())) from None
 
+    def server_time(self):
+        """Seconds from the request to shut down to the server's last word, by its log: its own time, not ours."""
+        def when(words):
+            stamp = re.findall(r"^\S*?([0-9-]+T[0-9:.]+)Z.*" + words, self.log.text, re.MULTILINE)[-1]
+            return datetime.datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%S.%f")
+        return (when("zinit-server stopped") - when("shutdown requested via IPC")).total_seconds()
+
     def saved_by(self):
         """The services that had time to save their work, in that order."""
         return [line.split()[0] for line in self.diary.read_text().splitlines() if line.endswith("saved")]
@@ -165,7 +173,6 @@ class ZinitNamespace(Namespace):
         poll(lambda: self.server().state == "T", SECONDS, "the server to stop")
 
     def kill_server(self):
-        """SIGKILL the server; back when PID 1 has seen that. -> when that was, time.monotonic()"""
+        """SIGKILL the server; back when PID 1 has seen that."""
         os.kill(self.server().outer, signal.SIGKILL)
         self.wait_for(self.kind.died)
-        return time.monotonic()
