@@ -223,6 +223,15 @@ def write_alone(fd, data):
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+def write_file(path, text):
+    """Write `text` to an existing file, if that can be done."""
+    try:
+        with open(path, "r+b", buffering=0) as file:
+            file.write(text.encode())
+    except OSError:
+        pass
+
+
 class Log:
     """Writes `pyinit1: what happened: details`. A line that cannot be written at once is dropped, never waited for."""
 
@@ -240,7 +249,7 @@ class Log:
             self.fd = open_first("/dev/console", "/dev/kmsg")
             if self.fd is not None and os.fstat(self.fd).st_rdev == KMSG:
                 self.prefix = "<6>"  # KERN_INFO
-                step("/dev/kmsg", write_file, "/proc/sys/kernel/printk_devkmsg", "on\n")  # else it keeps 10 lines of 30
+                write_file("/proc/sys/kernel/printk_devkmsg", "on\n")  # else it keeps 10 lines of 30
         elif not stat.S_ISREG(os.fstat(2).st_mode):
             # A regular file opened anew would have an offset of its own, and we would write over COMMAND's lines.
             self.fd = open_first("/proc/self/fd/2")
@@ -255,7 +264,8 @@ class Log:
         if self.fd is None:
             self.early.append((level, text))
         elif level <= self.level:
-            line = f"{self.prefix}pyinit1: {one_line(text)}".encode("utf-8", "backslashreplace")[: LINE_BYTES - 1]
+            line = f"{self.prefix}pyinit1: {one_line(text)}".encode("utf-8", "backslashreplace")
+            line = line[: LINE_BYTES - 1].decode("utf-8", "ignore").encode()  # no half character at the cut
             if not self.shared or is_writable(self.fd):
                 write_alone(self.fd, line + b"\n")
 
@@ -279,6 +289,9 @@ class Log:
             self.error(text)
 
 
+log = Log()
+
+
 def read_file(path, folder=None):
     """At most 64 kB of the file at `path`, in the folder of that descriptor. Raises OSError."""
     fd = os.open(path, os.O_RDONLY, dir_fd=folder)
@@ -286,12 +299,6 @@ def read_file(path, folder=None):
         return os.read(fd, 65536)
     finally:
         os.close(fd)
-
-
-def write_file(path, text):
-    """Write `text` to an existing file. Raises OSError."""
-    with open(path, "w") as file:
-        file.write(text)
 
 
 def step(what, deed, *arguments):
@@ -320,8 +327,6 @@ def read_held(path):
             break
     return data
 
-
-log = Log()
 
 # ---- libc: what Python has no call for
 
@@ -498,10 +503,34 @@ def take_option(word, rest):
     if parse is None:
         if is_long and inline:
             raise ValueError("takes no argument")
+        if inline.startswith("-"):
+            raise ValueError("- is no option")  # what is left would be read as a long one
         return long_name, True, "-" + inline if inline else ""
     if not inline and not rest:
         raise ValueError("its argument is missing")
     return long_name, parse(argument if inline else rest.pop(0)), ""
+
+
+def read_environment(options, env, vm, complaints):
+    """Fill in what the command line did not say; bad values are added to `complaints`."""
+    for name, variable, default in (
+        ("stop-timeout", "PYINIT1_STOP_TIMEOUT", STOP_TIMEOUT),
+        ("grace", "PYINIT1_GRACE", GRACE),
+    ):
+        try:
+            if name not in options:
+                options[name] = parse_seconds(env[variable]) if variable in env else default
+        except ValueError as why:
+            complaints.append(f"{variable}={env[variable]}: {why}")
+            options[name] = default
+    options.setdefault("log-level", env.get("ZINIT_LOG_LEVEL", "info"))  # the server's, as it was given
+    if vm and env.get("PYINIT1_COMMAND"):
+        import shlex
+
+        try:
+            options["command"] = shlex.split(env["PYINIT1_COMMAND"])
+        except ValueError as why:
+            complaints.append(f"PYINIT1_COMMAND={env['PYINIT1_COMMAND']}: {why}")
 
 
 def parse_args(words, env, vm=False):
@@ -534,28 +563,6 @@ def parse_args(words, env, vm=False):
                 options[name] = value
     read_environment(options, env, vm, complaints)
     return options, complaints
-
-
-def read_environment(options, env, vm, complaints):
-    """Fill in what the command line did not say; bad values are added to `complaints`."""
-    for name, variable, default in (
-        ("stop-timeout", "PYINIT1_STOP_TIMEOUT", STOP_TIMEOUT),
-        ("grace", "PYINIT1_GRACE", GRACE),
-    ):
-        try:
-            if name not in options:
-                options[name] = parse_seconds(env[variable]) if variable in env else default
-        except ValueError as why:
-            complaints.append(f"{variable}={env[variable]}: {why}")
-            options[name] = default
-    options.setdefault("log-level", env.get("ZINIT_LOG_LEVEL", "info"))  # the server's, as it was given
-    if vm and env.get("PYINIT1_COMMAND"):
-        import shlex
-
-        try:
-            options["command"] = shlex.split(env["PYINIT1_COMMAND"])
-        except ValueError as why:
-            complaints.append(f"PYINIT1_COMMAND={env['PYINIT1_COMMAND']}: {why}")
 
 
 def own_level(options):
@@ -827,6 +834,24 @@ def failure_code(why):
     return 127 if getattr(why, "errno", None) in (errno.ENOENT, errno.ENOTDIR) else 126
 
 
+def run_child(argv, prepare, report):
+    """The child's side of spawn(). Never returns."""
+    code = 126
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(number, signal.SIG_DFL)
+        env = prepare()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # not before the handlers are gone
+        exec_command(argv, env)
+    except Exception as why:
+        code = failure_code(why)
+        text = f"{getattr(why, 'filename', None) or argv[0]}: {getattr(why, 'strerror', None) or why}"
+        os.write(report, text.encode("utf-8", "surrogateescape"))
+    finally:
+        os._exit(code)
+
+
 def spawn(argv, prepare):
     """Start a child that becomes argv in the environment prepare(). -> (pid, read end of its report). Raises OSError.
 
@@ -846,24 +871,6 @@ def spawn(argv, prepare):
     finally:
         os.close(write_end)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def run_child(argv, prepare, report):
-    """The child's side of spawn(). Never returns."""
-    code = 126
-    try:
-        signal.set_wakeup_fd(-1)
-        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            signal.signal(number, signal.SIG_DFL)
-        env = prepare()
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # not before the handlers are gone
-        exec_command(argv, env)
-    except Exception as why:
-        code = failure_code(why)
-        text = f"{getattr(why, 'filename', None) or argv[0]}: {getattr(why, 'strerror', None) or why}"
-        os.write(report, text.encode("utf-8", "surrogateescape"))
-    finally:
-        os._exit(code)
 
 
 def given_descriptors():
@@ -1092,6 +1099,17 @@ def try_reboot(how):
         log.error(f"reboot(2) failed: {name}: {why.strerror}")
 
 
+def reap_all():
+    """Take every status that is there; -> the pids."""
+    pids = []
+    try:
+        while not pids or pids[-1]:
+            pids.append(os.waitpid(-1, os.WNOHANG)[0])
+    except OSError:
+        pass
+    return pids
+
+
 def hurry(how):
     """Sync in a child for at most HURRY_LIMIT, then reboot(2). Returns only if that fails."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -1114,17 +1132,6 @@ def park():
         action = action_for(signal.sigwait([number for number in RANK if action_for(number) in (REAP, *ENDINGS)]))
         if action != REAP:
             hurry(action)
-
-
-def reap_all():
-    """Take every status that is there; -> the pids."""
-    pids = []
-    try:
-        while not pids or pids[-1]:
-            pids.append(os.waitpid(-1, os.WNOHANG)[0])
-    except OSError:
-        pass
-    return pids
 
 
 def crashed(why, vm):
@@ -1282,7 +1289,7 @@ class Init:
             return
         action = action_for(number)
         late = self.request is not None and action != OTHER
-        too_late = f": too late for it: {self.request} is under way" if late else ""
+        too_late = f" (too late: {self.request} is under way)" if late else ""
         log.info(f"signal: {signal_name(number)}: {action}{too_late}")
         if number == signal.SIGINT:
             self.count_interrupt()

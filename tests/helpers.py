@@ -240,7 +240,7 @@ class Namespace:
             return running if set(running) == self.marked else None
         return poll(all_there, SECONDS, "services %s to run" % self.marked)
 
-    def uptime_of_end(self):
+    def end_phases(self):
         """{phase: seconds} of the lines "pyinit1: the end: PHASE: 0.123 s" so far."""
         return {name: float(value) for name, value in re.findall(r"^pyinit1: the end: (.*): ([0-9.]+) s$", self.log.text, re.M)}
 
@@ -284,9 +284,10 @@ def child_pids(pid):
 
 # A process that takes every signal one by one, and needs SECONDS after SIGTERM to save its work (-1: it never ends).
 # Options: orphan (its parent ends: it becomes PID 1's child, in a group of its own), tty=PATH (in a session of its own,
-# with that terminal), stop (it stops itself when it is ready), hup (it ends at SIGHUP too).
+# with that terminal), stop (it stops itself when it is ready), hup (it ends at SIGHUP too), lock=PATH (it says
+# "NAME: RUNS TWICE" if another one with that option is alive).
 GUINEA_PIG = r'''
-import os, signal, sys, time
+import fcntl, os, signal, sys, time
 name, seconds, options = sys.argv[1], float(sys.argv[2]), sys.argv[3:]
 def say(text):
     os.write(1, ("%s: %s\n" % (name, text)).encode())
@@ -300,6 +301,11 @@ for option in options:
             os._exit(0)
         os.setsid()
         os.open(option[4:], os.O_RDWR)
+    if option.startswith("lock="):
+        try:
+            fcntl.lockf(os.open(option[5:], os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            say("RUNS TWICE")
 signals = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
 signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 say("ready: pid %d" % os.getpid())

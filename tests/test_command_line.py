@@ -137,7 +137,6 @@ def test_a_complaint_names_the_offending_word_and_no_other(line, offending):
     assert (word, colon) == (offending, ": ") and reason
 
 
-@pytest.mark.xfail(strict=True, reason="what follows a `-` inside a cluster is read as a long option: -v-help is -v --help")
 @pytest.mark.parametrize("line", ["-v-help", "-g-grace=5"])
 def test_a_hyphen_in_a_cluster_is_no_option(line):
     found, complaints = parse(line)

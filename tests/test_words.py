@@ -133,17 +133,14 @@ def test_random_answers_raise_nothing_but_value_error():
         pyinit1.state_was_saved(result, None, identity=pyinit1.file_identity)
 
 
-@pytest.mark.parametrize("services, pids", [
+@pytest.mark.parametrize("services, ours", [
     ([], set()), ([{"name": "web", "state": {"running": True, "pid": 7}}, {"state": {"pid": 8}}], {7, 8}),
     ([1, None, "x", [], {}, {"state": 1}, {"state": []}], set()),
+    ([{"state": {"pid": [7]}}, {"state": {"pid": {}}}, {"state": {"pid": "7"}}, {"state": {"pid": 8}}], {8}),
 ])
-def test_listed_pids(services, pids):
-    assert pyinit1.listed_pids(services) - {None} == pids
-
-
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="an unhashable pid in the server's answer ends PID 1")
-def test_listed_pids_of_odd_types():
-    assert pyinit1.listed_pids([{"state": {"pid": [7]}}, {"state": {"pid": {}}}, {"state": {"pid": 8}}]) == {8}
+def test_listed_pids_whatever_stands_beside_them(services, ours):
+    pids = pyinit1.listed_pids(services)
+    assert {pid for pid in range(1, 20) if pid in pids} == ours
 
 
 def test_rpc_request_is_what_the_original_client_sends():
@@ -374,7 +371,6 @@ def test_a_long_line_is_cut_to_900_bytes(text, prefix):
     assert len(line) == min(full, 900) and line.count(b"\n") == 1 and line.endswith(b"\n")
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="the cut goes through a character of several bytes")
 def test_a_long_line_is_cut_between_characters():
     for text in ("€" * 2000, "😀" * 2000, "x" + "é" * 2000, "é" * 2000):
         line = logged(text)

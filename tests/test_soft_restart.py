@@ -1,0 +1,233 @@
+"""Soft restart: whatever the server does, its services run exactly once, and it costs no more than its limits."""
+
+import re
+import signal
+import time
+
+import pytest
+
+from helpers import RPC_LIMIT, SECONDS, SLACK, AtOnce, Namespace, Process, is_alive, poll
+
+# What the first server does -> do its services go on with the same pids?
+VARIANTS = {
+    "": True, "close-after": True, "hung": True, "garbage": True, "endless": True, "slow": True, "huge": True, "nested": True,
+    "wrong-id": True, "error-32603": True, "stays": True, "ignore-term stays hung": True,
+    "unsaved": False, "close-after unsaved": False, "hung unsaved": False, "garbage unsaved": False, "endless unsaved": False,
+    "wrong-id unsaved": False, "error-32603 unsaved": False, "error-32601 unsaved stays": False, "close-first": False,
+    "no-socket": False, "refused": False, "no-accept": False, "full": False, "ignore-term refused": False,
+}
+# The RPC, the server's exit, the services' exit: 5 s each at most; the last two may need a SIGKILL each.
+LONGEST = 3 * RPC_LIMIT + 2 + SLACK
+
+
+def restart(fault, directory):
+    """Soft restart over a server with `fault`; -> what was seen, as a dictionary."""
+    with Namespace(directory) as namespace:
+        for name in ("one", "two"):
+            namespace.marked_service(name, "exec " + namespace.guinea_pig(name, options="lock=/run/lock." + name))
+        namespace.service("three", namespace.guinea_pig("bystander", options="orphan"))
+        namespace.fault(fault)
+        namespace.start(ready=None)
+        server, before = namespace.server(), namespace.settled()
+        bystander = namespace.pid_said(r"^bystander: ready: pid (\d+)")
+        namespace.fault("")
+        started = time.monotonic()
+        namespace.kill(signal.SIGUSR1)
+        namespace.server()
+        took = time.monotonic() - started
+        seen = {"before": before, "after": namespace.settled(), "took": took, "old server is gone": not is_alive(server.outer),
+                "bystander is there": is_alive(bystander.outer)}
+        namespace.power_off()
+        return {**seen, "log": namespace.log.text}
+
+
+@pytest.fixture(scope="module")
+def restarts():
+    return AtOnce(restart, VARIANTS)
+
+
+@pytest.mark.parametrize("fault", VARIANTS, ids=lambda fault: fault.replace(" ", "+") or "none")
+def test_services_run_exactly_once_after_a_soft_restart_with_this_fault(restarts, fault):
+    seen = restarts.result(fault)
+    assert {name: len(pids) for name, pids in seen["after"].items()} == {"one": 1, "two": 1}, seen["log"]
+    assert (seen["before"] == seen["after"]) is VARIANTS[fault], seen["log"]
+    assert "RUNS TWICE" not in seen["log"]
+    assert seen["took"] < LONGEST
+    assert seen["old server is gone"]
+
+
+@pytest.mark.parametrize("fault", VARIANTS, ids=lambda fault: fault.replace(" ", "+") or "none")
+def test_other_orphans_are_left_alone_by_a_soft_restart_with_this_fault(restarts, fault):
+    seen = restarts.result(fault)
+    assert seen["bystander is there"], seen["log"]
+    assert "bystander: got" not in seen["log"].partition("pyinit1: the end:")[0]
+
+
+def test_a_prompt_soft_restart_takes_no_second(namespace):
+    """The respawn wait is for servers that died, not for this one: 0.3 s with a busy machine's slack."""
+    namespace.start()
+    namespace.server()
+    started = time.monotonic()
+    namespace.kill(signal.SIGUSR1)
+    namespace.wait_for("^pyinit1: server started: ")
+    assert time.monotonic() - started < 0.9
+
+
+def test_the_server_is_asked_with_exactly_these_bytes(namespace):
+    """The line of the original's client, byte for byte."""
+    server = namespace.script("server", "#!/usr/bin/python3 -IS\nimport os, socket, sys\nlistener = socket.socket(socket.AF_UNIX)\n"
+                              "listener.bind(sys.argv[4])\nlistener.listen()\nprint('server: ready: pid', os.getpid(), flush=True)\n"
+                              "client = listener.accept()[0]\nprint('bytes:', client.recv(9999), flush=True)\nos.unlink(sys.argv[4])\n")
+    namespace.start(PYINIT1_SERVER=str(server))
+    for number, method in ((signal.SIGUSR1, b"system.prepare_restart"), (signal.SIGTERM, b"system.shutdown")):
+        namespace.server()
+        namespace.kill(number)
+        expected = b'{"jsonrpc":"2.0","id":1,"method":"%s"}\n' % method
+        assert namespace.wait_for("^bytes: (.*)$").group(1) == repr(expected)
+
+
+def test_a_state_path_elsewhere_is_believed_if_the_server_says_so(namespace):
+    namespace.marked_service("web")
+    namespace.start(STANDIN_STATE="/run/other/place.json")
+    namespace.server()
+    before = namespace.settled()
+    namespace.kill(signal.SIGUSR1)
+    namespace.server()
+    assert namespace.settled() == before
+
+
+@pytest.mark.parametrize("stale", ["yes", "no"])
+def test_an_old_state_file_does_not_count_as_saved(namespace, stale):
+    """It was there before the request and is the same afterwards: services are stopped, and started once."""
+    namespace.marked_service("web")
+    namespace.fault("close-after unsaved")
+    namespace.start()
+    namespace.server()
+    before = namespace.settled()
+    if stale == "yes":
+        namespace.state.parent.mkdir(exist_ok=True)
+        namespace.state.write_text("{}")
+    namespace.fault("")
+    namespace.kill(signal.SIGUSR1)
+    namespace.server()
+    after = namespace.settled()
+    assert len(after["web"]) == 1 and after != before
+
+
+def test_services_that_the_new_server_does_not_adopt_are_stopped(namespace):
+    """zinit does not know every saved service again, and starts a second one beside it."""
+    namespace.marked_service("web")
+    namespace.start()
+    namespace.server()
+    before = namespace.settled()["web"]
+    namespace.fault("forgets")
+    namespace.kill(signal.SIGUSR1)
+    namespace.server()
+    poll(lambda: not set(before) & set(namespace.services_running().get("web", before)), SECONDS, "the old one to be stopped")
+    assert len(namespace.settled()["web"]) == 1
+
+
+def test_services_that_ignore_sigterm_are_killed_before_the_new_server_starts(namespace):
+    namespace.marked_service("web", "exec " + namespace.guinea_pig("web", -1, "lock=/run/lock"))
+    namespace.fault("unsaved")
+    namespace.start()
+    namespace.server()
+    old = namespace.settled()["web"]
+    poll(lambda: "web: ready" in namespace.log.drain(), SECONDS, "the service to catch SIGTERM")
+    namespace.fault("")
+    namespace.kill(signal.SIGUSR1)
+    namespace.wait_for("^web: got SIGTERM")
+    namespace.server()
+    assert namespace.settled()["web"] != old
+    assert "RUNS TWICE" not in namespace.log.drain()
+
+
+def test_services_that_are_stopped_have_five_seconds_to_save_their_work(namespace):
+    namespace.marked_service("web", "exec " + namespace.guinea_pig("web", 2))
+    namespace.fault("unsaved")
+    namespace.start()
+    namespace.server()
+    namespace.wait_for("^web: ready")
+    namespace.fault("")
+    namespace.kill(signal.SIGUSR1)
+    namespace.wait_for("^web: got SIGTERM")
+    namespace.wait_for("^web: saved")
+    namespace.server()
+
+
+@pytest.mark.parametrize("fault, line", [
+    ("hung", "^server: asked: system.prepare_restart"), ("stays", "^server: asked: system.prepare_restart"),
+    ("no-accept", "^pyinit1: signal: SIGUSR1"), ("full", "^pyinit1: signal: SIGUSR1"),
+    ("ignore-term refused", "^pyinit1: server not asked"), ("unsaved", "^web: got SIGTERM"),
+])
+def test_a_request_to_end_during_a_soft_restart_starts_no_new_server(namespace, fault, line):
+    namespace.marked_service("web", "exec " + namespace.guinea_pig("web", 1.5))
+    namespace.fault(fault)
+    namespace.start("--stop-timeout", "3")
+    namespace.server()
+    namespace.wait_for("^web: ready")
+    namespace.kill(signal.SIGUSR1)
+    namespace.wait_for(line)
+    sent = time.monotonic()
+    namespace.kill(signal.SIGTERM)
+    assert namespace.wait() == 0
+    assert time.monotonic() - sent < 3 + 2 + 1 + SLACK
+    assert namespace.log.text.count("pyinit1: server started") == 1
+    assert "web: saved" in namespace.log.text
+
+
+def test_ten_soft_restarts_keep_every_service_once(namespace):
+    for name in ("one", "two", "three"):
+        namespace.marked_service(name)
+    namespace.start()
+    namespace.server()
+    before = namespace.settled()
+    for number in range(10):
+        namespace.kill(signal.SIGUSR1)
+        namespace.server()
+        assert namespace.services_running() == before, "restart %d" % number
+    namespace.power_off()
+
+
+def test_two_requests_for_a_soft_restart_at_once_are_one_or_two_but_end_well(namespace):
+    namespace.marked_service("web")
+    namespace.start()
+    namespace.server()
+    before = namespace.settled()
+    for _ in range(2):
+        namespace.kill(signal.SIGUSR1)
+        namespace.wait_for("^pyinit1: signal: SIGUSR1")
+    namespace.server()
+    namespace.kill(signal.SIGUSR2)
+    namespace.wait_for("^pyinit1: signal: SIGUSR2")
+    assert namespace.services_running() == before
+
+
+def test_a_soft_restart_during_the_respawn_wait_starts_one_server(namespace):
+    namespace.fault("exit-1")
+    namespace.start()
+    namespace.wait_for("^pyinit1: server ended")
+    namespace.fault("")
+    namespace.kill(signal.SIGUSR1)
+    namespace.server()
+    assert len(namespace.find("zinit-server")) == 1
+
+
+def test_a_stopped_server_is_continued_and_asked(namespace):
+    namespace.marked_service("web")
+    namespace.start()
+    server, before = namespace.server(), namespace.settled()
+    import os
+    os.kill(server.outer, signal.SIGSTOP)
+    poll(lambda: Process(server.outer).state == "T", SECONDS, "the server to stop")
+    namespace.kill(signal.SIGUSR1)
+    namespace.server()
+    assert namespace.settled() == before
+
+
+def test_a_soft_restart_says_what_it_does(namespace):
+    namespace.start()
+    namespace.server()
+    namespace.kill(signal.SIGUSR1)
+    namespace.server()
+    assert re.search("^pyinit1: soft restart: ", namespace.log.text, re.M)
