@@ -19,7 +19,7 @@ mkdir -p /data
 check "mount the disk" mount -t ext4 /dev/vda /data
 """
 
-LEFT = re.compile(r"^pyinit1: the end: (?:busy|stuck|disks: given up|others).*: (?![\d.]+ s$).*$", re.MULTILINE)
+LEFT = re.compile(r"^pyinit1: (?:the end: (?:busy|stuck|disks: )|others (?:killed|left)).*$", re.MULTILINE)
 RELEASED = r"pyinit1: the end: disks released: ([\d.]+) s"
 DISKS_LIMIT = 10.0          # seconds, of pyinit1's own; more is the machine's slowness
 SLACK = 5.0
@@ -35,9 +35,9 @@ def expect_release(machine, limit=DISKS_LIMIT + SLACK):
     return "disks: %.3f s" % seconds
 
 
-def expect_nothing_left(machine):
+def expect_nothing_left(machine, limit=DISKS_LIMIT + SLACK):
     """The end, with nothing that was busy, stuck or killed; the figure for the table."""
-    figure = expect_release(machine)
+    figure = expect_release(machine, limit)
     left = LEFT.search(machine.console.text)
     if left:
         raise Failure("left over", left.group())
@@ -161,16 +161,22 @@ power_off
 """)
 def disk_300_mounts(machine):
     """300 mounts are undone within 3 s."""
-    figure = expect_release(machine, MANY_SECONDS)
-    if LEFT.search(machine.console.text):
-        raise Failure("left over", LEFT.search(machine.console.text).group())
-    return figure
+    return expect_nothing_left(machine, MANY_SECONDS)
 
 
 @scenario(disks=[DATA], guest=DISK + """
-echo text >/data/text
-mkdir /data/proc
+mkdir /data/proc /data/dev /data/run
 check bind mount -o bind /proc /data/proc
+check bind mount -o rbind /dev /data/dev
+check sysfs mount -t sysfs sysfs /data/run
+power_off
+""")
+def disk_chroot(machine):
+    """The disk holds a chroot with /proc, /sys and /dev of its own: they go, so that the disk can."""
+    return expect_nothing_left(machine)
+
+
+@scenario(disks=[DATA], guest=DISK + """
 check "unmount /proc" umount -l /proc
 power_off
 """)
@@ -182,9 +188,9 @@ def disk_no_proc(machine):
 # ---- processes
 
 @scenario(disks=[DATA], guest=DISK + """
-(exec 3>/data/held 4>/data/deleted; rm /data/deleted; cd /data; echo text >&3; exec sleep 10000) &
-kill -STOP $!
-wait_until [ -s /data/held ]
+sh -c 'exec 3>/data/held 4>/data/deleted; rm /data/deleted; cd /data; echo text >&3; kill -STOP $$' &
+stopped() { grep -q "^State:.T" /proc/$1/status; }
+wait_until stopped $!
 power_off
 """)
 def disk_stopped_process(machine):
@@ -201,7 +207,7 @@ power_off
 """)
 def disk_deaf_process(machine):
     """A process that ignores SIGTERM and writes on is killed when its grace is over, and named."""
-    expect(machine, r"pyinit1: the end: others killed: still there after 2 s: pid \d+ sh$")
+    expect(machine, r"pyinit1: others killed: still there after 2 s: pid \d+ sh$")
     return "disks: %s s" % expect(machine, RELEASED)[1]
 
 
@@ -218,14 +224,16 @@ def disk_straggler(machine):
 
 
 @scenario(disks=[DATA], words="PYINIT1_GRACE=2", guest=DISK + """
-bomb() { bomb & bomb & while :; do echo >>/data/bomb; done; }
+echo 300 >/proc/sys/kernel/threads-max        # else it is the memory that ends first, and the test is of the OOM killer
+bomb() { echo >>/data/bomb; while :; do bomb & done; }
 (trap '' TERM HUP; bomb) 2>/dev/null &
+full() { [ "$(cut -d' ' -f4 /proc/loadavg | cut -d/ -f2)" -gt 250 ]; }
 wait_until [ -s /data/bomb ]
 power_off
 """)
 def disk_fork_bomb(machine):
     """A fork bomb that ignores SIGTERM does not outlive SIGKILL."""
-    expect(machine, "pyinit1: the end: others killed: still there after 2 s: ")
+    expect(machine, "pyinit1: others killed: still there after 2 s: ")
     return "disks: %s s" % expect(machine, RELEASED)[1]
 
 
@@ -244,7 +252,7 @@ power_off
 @scenario(disks=[FROZEN_DATA], words="PYINIT1_GRACE=1", guest=FREEZE_AND_WRITE)
 def disk_frozen(machine):
     """The disk's file system is frozen, and a process sleeps in it uninterruptibly: said, and no longer than the limits."""
-    expect(machine, r"pyinit1: the end: others left behind: SIGKILL did not end them: pid \d+ sh")
+    expect(machine, r"pyinit1: others left behind: SIGKILL did not end them: pid \d+ sh")
     figure = expect_end_with_disks(machine, "/data")
     expect_saved(machine, "text", "text\n")
     return figure
@@ -272,7 +280,7 @@ power_off
 """, changes=[SHELL])
 def disk_stops_answering(machine):
     """A disk answers no more while it is written to: said, the limits are kept, and another disk is clean."""
-    expect(machine, "^vm-test: filled$")
+    expect(machine, "vm-test: filled$")
     machine.stop_answering(0)
     machine.type("touch /run/go")
     return expect_end_with_disks(machine, "/data")

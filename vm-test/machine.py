@@ -132,7 +132,7 @@ class Machine:
 
     def stop_answering(self, number):
         """From now on the disk of that number takes requests and answers none: one byte a second is never."""
-        self.ask("block_set_io_throttle", id=disk_name(number), bps=1, bps_rd=0, bps_wr=0, iops=0, iops_rd=0, iops_wr=0)
+        self.ask("block_set_io_throttle", device="drive%d" % number, bps=1, bps_rd=0, bps_wr=0, iops=0, iops_rd=0, iops_wr=0)
 
     def press(self, *keys):
         """Press keys together and let them go: press("ctrl", "alt", "delete")."""
