@@ -188,13 +188,14 @@ def disk_no_proc(machine):
 # ---- processes
 
 @scenario(disks=[DATA], guest=DISK + """
-sh -c 'exec 3>/data/held 4>/data/deleted; rm /data/deleted; cd /data; echo text >&3; kill -STOP $$' &
+setsid sh -c 'exec 3>/data/held 4>/data/deleted; rm /data/deleted; cd /data; echo text >&3; kill -STOP $$' &
 stopped() { grep -q "^State:.T" /proc/$1/status; }
 wait_until stopped $!
 power_off
 """)
 def disk_stopped_process(machine):
     """A stopped process in the disk's folder holds a file open, and one that is deleted: it goes at once."""
+    # In a session of its own: else the kernel itself continues it when its group is orphaned, by its parent's end.
     figure = expect_nothing_left(machine)
     expect_saved(machine, "held", "text\n")
     return figure
