@@ -94,12 +94,13 @@ check "bind on the tmpfs" mount -o bind /data/upper /data/scratch/deep
 modprobe overlay || failed overlay
 check overlay mount -t overlay -o lowerdir=/data/lower,upperdir=/data/upper,workdir=/data/work overlay /data/merged
 echo text >/data/merged/file
+check "bind of a file" mount -o bind /data/upper/file /etc/group
 for _ in 1 2 3; do check stack mount -o bind /data/lower /data/stack; done
 check "over all of it" mount -t tmpfs tmpfs /data
 power_off
 """)
 def disk_stacked(machine):
-    """Bind, overlay and tmpfs mounts, three at one point, and one that hides them all."""
+    """Bind (of a file, too), overlay and tmpfs mounts, three at one point, and one that hides them all."""
     figure = expect_nothing_left(machine)
     expect_saved(machine, "upper/file", "text\n")
     return figure
@@ -224,12 +225,25 @@ def disk_straggler(machine):
     return figure
 
 
-@scenario(disks=[DATA], words="PYINIT1_GRACE=2", guest=DISK + """
-echo 300 >/proc/sys/kernel/threads-max        # else it is the memory that ends first, and the test is of the OOM killer
-bomb() { echo >>/data/bomb; while :; do bomb & done; }
-(trap '' TERM HUP; bomb) 2>/dev/null &
-full() { [ "$(cut -d' ' -f4 /proc/loadavg | cut -d/ -f2)" -gt 250 ]; }
-wait_until [ -s /data/bomb ]
+# It stays at its limit: a shell would end where fork(2) fails. Limited, or it is the memory that ends first.
+FORK_BOMB = """
+import os, signal, time
+for number in signal.SIGTERM, signal.SIGHUP:
+    signal.signal(number, signal.SIG_IGN)
+while True:
+    try:
+        os.fork()
+    except OSError:
+        os.close(os.open("/data/full", os.O_CREAT))
+        time.sleep(0.05)
+"""
+
+
+@scenario(disks=[DATA], words="PYINIT1_GRACE=2", changes=[files({"root/bomb": FORK_BOMB})], guest=DISK + """
+read -r _ _ _ threads _ </proc/loadavg          # the fourth word is "running/all"
+echo $((${threads#*/} + 30)) >/proc/sys/kernel/threads-max
+python3 -IS /root/bomb &
+until [ -e /data/full ]; do :; done             # by the shell alone: it cannot fork any more itself
 power_off
 """)
 def disk_fork_bomb(machine):
