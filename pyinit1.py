@@ -186,6 +186,7 @@ def exit_code(status, exit_ok=()):
 # ---- the log: one line each, never blocking
 
 LEVELS = ("error", "warn", "info", "debug", "trace")  # trace is debug
+DEBUG = LEVELS.index("debug")
 SIGNALS_OF_WRITE = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTTOU)  # no reader; file too large; in the background
 KMSG = os.makedev(1, 11)  # Documentation/admin-guide/devices.txt: /dev/kmsg
 
@@ -473,9 +474,9 @@ OPTIONS = (
     ("", "log-level", parse_level),
     ("", "check", None),
     ("", "adopt-server", lambda word: parse_number(word, 1, 2**22, "a process id")),  # proc(5): the highest pid_max
-    ("s", "subreaper", None),
-    ("v", "verbose", None),
-    ("w", "warn", None),
+    ("s", "", None),
+    ("v", "", None),
+    ("w", "", None),
     ("h", "help", None),
     ("V", "version", None),
 )
@@ -486,7 +487,7 @@ NOT_IN_A_VM = ("container", "check", "help", "version", "parent-death")
 def find_option(name):
     """The row of OPTIONS for `-x`, `--name` or an unambiguous beginning of it. Raises ValueError."""
     rows = [row for row in OPTIONS if name in ("-" + row[0], "--" + row[1])]
-    rows = rows or [row for row in OPTIONS if name[2:] and ("--" + row[1]).startswith(name)]
+    rows = rows or [row for row in OPTIONS if name[2:] and row[1].startswith(name[2:]) and name[1] == "-"]
     if len(rows) != 1:
         raise ValueError("no such option" if not rows else "ambiguous: " + ", ".join("--" + row[1] for row in rows))
     return rows[0]
@@ -499,13 +500,13 @@ def take_option(word, rest):
     """
     is_long = word.startswith("--")
     name, inline, argument = word.partition("=") if is_long else (word[:2], word[2:], word[2:])
-    _, long_name, parse = find_option(name)
+    letter, long_name, parse = find_option(name)
     if parse is None:
         if is_long and inline:
             raise ValueError("takes no argument")
         if inline.startswith("-"):
             raise ValueError("- is no option")  # what is left would be read as a long one
-        return long_name, True, "-" + inline if inline else ""
+        return long_name or letter, True, "-" + inline if inline else ""
     if not inline and not rest:
         raise ValueError("its argument is missing")
     return long_name, parse(argument if inline else rest.pop(0)), ""
@@ -519,7 +520,7 @@ def read_environment(options, env, vm, complaints):
     ):
         try:
             if name not in options:
-                options[name] = parse_seconds(env[variable]) if variable in env else default
+                options[name] = parse_seconds(env[variable]) if env.get(variable) else default
         except ValueError as why:
             complaints.append(f"{variable}={env[variable]}: {why}")
             options[name] = default
@@ -567,8 +568,8 @@ def parse_args(words, env, vm=False):
 
 def own_level(options):
     """Our own log level, an index of LEVELS: debug with -v; nonsense means info; trace is debug."""
-    name = "debug" if "verbose" in options else options["log-level"]
-    return min(LEVELS.index(name if name in LEVELS else "info"), LEVELS.index("debug"))
+    name = "debug" if "v" in options else options["log-level"]
+    return min(LEVELS.index(name if name in LEVELS else "info"), DEBUG)
 
 
 def usage():
@@ -720,6 +721,8 @@ def boot(options):
     log.open(vm=True)
     for path, flags in ((MOUNTINFO, os.O_RDONLY), (SWAPS, os.O_RDONLY), (SYSRQ, os.O_WRONLY)):
         step(f"boot: {path}", hold, path, flags)
+    if os.statvfs("/").f_flag & os.ST_RDONLY:
+        log.warn("boot: the root is read-only: left as it is")
     step("boot: links in /dev", link_dev)
     step("boot: loopback interface", loopback_up)
     step("boot: hostname", set_hostname)
@@ -741,6 +744,7 @@ class Process:
         self.pid, self.name = int(before.split()[0]), before.partition(b"(")[2].decode("utf-8", "replace")
         self.zombie, self.ppid, self.group = fields[0] == b"Z", int(fields[1]), int(fields[2])
         self.has_tty, self.kernel_thread = fields[4] != b"0", bool(int(fields[6]) & PF_KTHREAD)
+        self.identity = (self.pid, fields[19])  # with its start time: no other process has had both
 
 
 def processes():
@@ -928,12 +932,12 @@ def start_helper(deed):
 
 # ---- disks: what the end does to them; only children of ours call this, for each of these calls may never return
 
-# File systems that hold nothing of a disk, and that we and the kernel need to the last.
+# What we and the kernel need to the last, with all that is mounted below it and holds nothing of a disk.
+API_FOLDERS = (b"/proc", b"/sys", b"/dev", b"/run")
 API_TYPES = frozenset(
-    b"rootfs proc sysfs devtmpfs devpts cgroup cgroup2 securityfs selinuxfs debugfs tracefs configfs bpf pstore"
-    b" efivarfs mqueue hugetlbfs binfmt_misc fusectl nsfs autofs".split()
+    b"proc sysfs devtmpfs devpts tmpfs cgroup cgroup2 securityfs selinuxfs debugfs tracefs configfs bpf pstore efivarfs"
+    b" mqueue hugetlbfs binfmt_misc fusectl fuse.lxcfs nsfs autofs rpc_pipefs".split()
 )
-API_FOLDERS = (b"/run", b"/dev/shm", b"/dev")  # and these, tmpfs or not
 MOUNTINFO, SWAPS, SYSRQ = "/proc/self/mountinfo", "/proc/swaps", "/proc/sysrq-trigger"
 
 
@@ -946,7 +950,9 @@ class Mount:
         self.fstype = fields[fields.index(b"-") + 1]
 
     def stays(self):
-        return self.fstype in API_TYPES or self.where in API_FOLDERS
+        """Is it one of API_FOLDERS, or an API file system below one, or the initramfs, that is no disk?"""
+        folder = b"/" + self.where.split(b"/")[1]
+        return self.fstype == b"rootfs" or folder in API_FOLDERS and self.fstype in API_TYPES
 
 
 def unescape(field):
@@ -1007,7 +1013,7 @@ class Release:
             self.attempt(path.encode(), ioctl, path, LOOP_CLR_FD)  # in use still, it goes with its last user
         for where, why in self.unmount():
             self.write_protect(where, why)
-        self.attempt(b"sync again", os.sync)
+        self.attempt(b"sync", os.sync)
 
     def unmount(self):
         """umount2(2) in passes, until a pass changes nothing; -> [(path, why)] of what is left, the root among it."""
@@ -1159,7 +1165,8 @@ class Init:
         self.command = options["command"]
         self.once = bool(self.command) and "respawn" not in options
         self.forwards = self.once and mode != VM
-        self.rewrite = dict(options.get("rewrite", ()))  # signal -> the one that COMMAND gets instead
+        self.rewrite = dict(options.get("rewrite", ())) if self.command else {}  # signal -> what COMMAND gets instead
+        self.group = bool(self.command) and "group" in options
         self.what = "COMMAND" if self.command else "server"  # in the log
         self.cwd = "/"  # where the child starts; ours is /, so that we hold no mount
         self.given = []  # descriptors above 2 that are the child's
@@ -1178,6 +1185,7 @@ class Init:
         self.restart = False  # a soft restart was asked for
         self.request = None  # the first of ENDINGS that was asked for
         self.ending = False  # the end is under way: nothing is started any more
+        self.had_terminal = set()  # identities of the processes that had one when the end began
         self.status = 0  # our exit status, where we exit
 
     # -- the loop
@@ -1245,6 +1253,7 @@ class Init:
 
     def reap(self):
         """Take every status that is there; -> whether we have no child at all any more."""
+        tell = log.warn if "w" in self.options else log.debug if log.level >= DEBUG else None
         for _ in range(REAP_AT_ONCE):
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -1259,8 +1268,8 @@ class Init:
                 self.server_ended(status)
             elif pid in self.helpers:
                 self.helpers.remove(pid)
-            else:
-                (log.warn if "warn" in self.options else log.debug)(f"orphan reaped: pid {pid}: {how_it_ended(status)}")
+            elif tell:
+                tell(f"orphan reaped: pid {pid}: {how_it_ended(status)}")
         self.pending.add(signal.SIGCHLD)  # there may be more: signals and deadlines first
         return False
 
@@ -1320,7 +1329,7 @@ class Init:
         if self.server is None or number == 0:
             return
         # A child that has no group of its own yet gets the signal itself.
-        if "group" not in self.options or not kill(-self.server, number):
+        if not self.group or not kill(-self.server, number):
             kill(self.server, number)
 
     # -- the server
@@ -1339,6 +1348,15 @@ class Init:
             else:
                 self.start_server()
         self.end()
+
+    def adopt_server(self):
+        """Take over the server that a re-exec says is running; -> whether it is."""
+        pid = self.options.get("adopt-server")
+        if pid and is_our_child(pid):
+            self.server, self.started = pid, "adopted"
+        elif pid:
+            log.warn(f"ignored: --adopt-server {pid}: not our child")
+        return self.server is not None
 
     def start_server(self):
         """Start the server or COMMAND; where that fails, say so and leave it to the next try."""
@@ -1410,7 +1428,7 @@ class Init:
     def ask(self, method, seconds, kind=dict):
         """Send the server an RPC; -> its result, of the type `kind`, or None if it could not be asked.
 
-        The result is empty if it took the request and hung up. Takes at most `seconds`; the loop goes on turning.
+        The result is {} if it took the request and hung up. Takes at most `seconds`; the loop goes on turning.
         """
         if self.server is not None:
             kill(self.server, signal.SIGCONT)  # a stopped server answers nobody
@@ -1423,7 +1441,7 @@ class Init:
                 self.connect(connection, os.environ.get("ZINIT_SOCKET", SOCKET), deadline)
                 connection.send(rpc_request(method))
                 line = self.receive(connection, deadline)
-                return rpc_result(line, kind) if line else kind()
+                return rpc_result(line, kind) if line else {}
         except (OSError, ValueError, ImportError) as why:
             log.warn(f"server not asked: {method}: {getattr(why, 'strerror', None) or why}")
             return None
@@ -1513,13 +1531,13 @@ class Init:
         """
         listed = self.ask("service.list_full", RPC_LIMIT, list)
         self.unsettled = self.server is None  # then the next one is asked
-        if listed is None and not self.unsettled and not self.called_away():
-            log.warn(f"services may run twice: the new server names none: {self.names_of_services()}")
-        elif listed:
+        if isinstance(listed, list):
             pids = listed_pids(listed)
             left = [service for pid, service in self.services.items() if pid not in pids]
             if left:
                 self.stop_services("not adopted", left)
+        elif not self.unsettled and not self.called_away():
+            log.warn(f"services may run twice: the new server names none: {self.names_of_services()}")
 
     def stop_services(self, why, services):
         """SIGTERM to the process groups of these services, RESTART_LIMIT, SIGKILL."""
@@ -1543,6 +1561,8 @@ class Init:
     def end(self):
         """Stop everything in order, then leave. Never returns."""
         self.ending = True
+        # A shell whose session's leader goes with the server has lost its terminal when the others' turn comes.
+        self.had_terminal = {process.identity for process in processes() if process.has_tty}
         log.info(f"the end: {self.request}: {self.limits_in_words()}")
         if self.mode == VM:
             step("the end: mlockall", call, "mlockall", MCL_CURRENT)  # no page has to come from a disk any more
@@ -1577,14 +1597,14 @@ class Init:
         self.await_server(max(0.0, deadline - time.monotonic()))
 
     def stop_others(self):
-        """SIGTERM, SIGHUP where there is a terminal (interactive shells ignore SIGTERM), SIGCONT; grace; SIGKILL."""
+        """SIGTERM, SIGHUP where there was a terminal (interactive shells ignore SIGTERM), SIGCONT; grace; SIGKILL."""
         if self.nobody_left():
             return
         grace, look_again = self.options["grace"], LOOK_AGAIN if self.mode == CONTAINER else None
         others = self.others()
         self.signal_others(signal.SIGTERM, others)
         for process in others:
-            if process.has_tty:
+            if process.has_tty or process.identity in self.had_terminal:
                 kill(process.pid, signal.SIGHUP)
         self.signal_others(signal.SIGCONT, others)
         if self.wait(self.nobody_left, grace, look_again):
@@ -1741,13 +1761,13 @@ def check(options, mode, reason):
 
 def answer_at_once(options, complaints, mode, reason):
     """Outside a VM: what is answered without starting anything, a bad command line above all."""
-    if "help" in options:
+    if complaints:
+        print(f"pyinit1: bad option: {one_line(complaints[0])}\n{usage()}", file=sys.stderr)
+        sys.exit(2)
+    elif "help" in options:
         print(__doc__.strip())
     elif "version" in options:
         print("pyinit1", VERSION)
-    elif complaints:
-        print(f"pyinit1: bad option: {one_line(complaints[0])}\n{usage()}", file=sys.stderr)
-        sys.exit(2)
     elif "check" in options:
         sys.exit(check(options, mode, reason))
     else:
@@ -1790,8 +1810,10 @@ def get_ready(vm):
     else:
         log.level = own_level(options)
         log.open(vm=False)
-    log.info(f"mode: {mode}: {reason}")
+    (log.info if os.getpid() == 1 else log.warn)(f"mode: {mode}: {reason}")
     step("/proc", hold, "/proc", os.O_RDONLY | os.O_DIRECTORY)
+    if vm and container_word(options, os.environ):
+        complaints.append(f"{container_word(options, os.environ)}: not in a VM")
     for complaint in complaints:
         log.warn(f"ignored: {complaint}")
     if os.getpid() != 1:
@@ -1807,6 +1829,10 @@ def load_the_rest():
     import json  # noqa: F401
     import socket  # noqa: F401
 
+    load_libc()
+    if hasattr(libc, "malloc_trim"):  # musl has none
+        libc.malloc_trim(0)  # 3 MB that compiling this file took
+
 
 def main():
     name = os.path.basename(sys.argv[0])
@@ -1816,10 +1842,7 @@ def main():
     try:
         vm = vm and in_initial_pid_namespace()
         init = get_ready(vm)
-        if is_our_child(init.options.get("adopt-server", 0)):
-            init.server = init.options["adopt-server"]
-        else:
-            init.start_server()
+        init.adopt_server() or init.start_server()
         init.listen()
         if not init.command:
             step("RPC", load_the_rest)
@@ -1832,4 +1855,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    # As long as a statement of this file runs, the interpreter keeps the file's syntax tree: 3 MB, for ever if that
+    # statement is main(). After an exception it lets go of the tree, and calls the hook.
+    sys.excepthook = lambda *_: main()
+    raise Exception("on to main()")

@@ -20,7 +20,7 @@ def namespace(tmp_path):
 def figure():
     """figure(what, value, unit, goal): print a measured value, and repeat it in the summary."""
     def note(what, value, unit, goal):
-        FIGURES.append("%s: %.4g %s (goal: %s)" % (what, value, unit, goal))
+        FIGURES.append("figure: %s: %.4g %s (goal %s)" % (what, value, unit, goal))
         print(FIGURES[-1])
     return note
 

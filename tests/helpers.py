@@ -165,23 +165,24 @@ class Namespace:
             stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=has_terminal())
         if stdout is subprocess.PIPE:
             self.log = Lines(self.process.stdout, "the namespace")
-        self.init = self.find_init(plain)
+        self.init = self.find_init(str(init or PYINIT1) if plain else "")
         if ready and self.log:
             self.wait_for(ready)
             self.log.position = 0       # the server may have said something before it
         return self
 
     def find_init(self, plain):
-        """The pid of PID 1, or of its child that is pyinit1.py, as we see it."""
+        """The pid of PID 1, or of its child that has the path `plain` in its command line, as we see it."""
         def only_child(pid, word):
             """The child of `pid` that has `word` in its command line, or True when `pid` has ended already."""
-            children = [child for child in child_pids(pid) if word in Process(child).words]
+            ours = Process(pid).words                   # and our child's, until it has become another program
+            children = [child for child in child_pids(pid) if word in Process(child).words != ours]
             return children[0] if children else self.process.poll() is not None
 
         def look():
             try:
                 first = only_child(self.process.pid, "")
-                return only_child(first, "pyinit1") if plain and first is not True else first
+                return only_child(first, plain) if plain and first is not True else first
             except OSError:
                 return False
         found = poll(look, SECONDS, "PID 1 of the namespace")

@@ -39,11 +39,16 @@ def image():
     """IMAGE, built once; removed at the end with all containers that were made of it."""
     if why_no_docker():
         pytest.skip(why_no_docker())
+    remove_images()             # an interrupted run's
     build_image()
     yield
+    remove_images()
+
+
+def remove_images():
+    """Remove our images, and all containers that were made of them."""
     for name in (WITH_ENTRYPOINT, IMAGE):
-        containers = docker("ps", "--all", "--quiet", "--filter", "ancestor=" + name).split()
-        docker("rm", "--force", *containers, check=False)
+        docker("rm", "--force", *docker("ps", "--all", "--quiet", "--filter", "ancestor=" + name).split(), check=False)
         docker("rmi", "--force", name, check=False)
 
 
@@ -108,6 +113,12 @@ def with_server(*options, **more):
     return container
 
 
+def logs(identity, *options):
+    """What docker logs says of a container so far, stdout and stderr together."""
+    done = subprocess.run(["docker", "logs", *options, identity], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=SECONDS)
+    return done.stdout.decode()
+
+
 def ended(container):
     """Wait for the end of a container; -> (exit status, all of its log)."""
     return container.status(), container.log.wait_end(SECONDS)
@@ -121,31 +132,39 @@ def running(container, word):
 
 # ---- docker stop
 
-def stop_seconds(containers):
-    """How long docker stop of each took: the two kinds take turns, so that a busy moment meets both."""
-    return [container.stop() for container in containers]
+def logged_at(container, text):
+    """When Docker read the first line with `text`, in seconds of its minute: RFC 3339 is "2030-01-31T23:59:59.123456789Z"."""
+    log = logs(container.identity, "--timestamps")
+    return float(re.search(r"^\S+:([0-9.]+)Z %s" % re.escape(text), log, re.M).group(1))
 
 
-def test_docker_stop_of_a_prompt_server_takes_the_servers_own_time(figure):
+def stop_of_a_shell():
+    """How long docker stop of a container takes, in seconds, whose PID 1 exits at SIGTERM at once."""
+    identity = docker("run", "--detach", "--entrypoint", "sh", IMAGE, "-c",
+                      "trap 'exit 0' TERM; echo shell: ready; while :; do sleep 1000 & wait $!; done")
+    poll(lambda: "shell: ready" in logs(identity), SECONDS, "the shell")
+    started = time.monotonic()
+    docker("stop", identity)
+    return time.monotonic() - started
+
+
+def test_docker_stop_of_a_prompt_server_takes_no_longer_than_the_server(figure):
     """The stand-in without services ends at once: its own time is next to nothing.
 
-    What docker stop takes by itself is measured beside it, on a shell that exits at SIGTERM.
+    The time in the container is exact; docker's own, by a stop of a shell in turns with ours, is as noisy as docker is.
     """
-    trap = ("--entrypoint", "sh", IMAGE, "-c", "trap 'exit 0' TERM; echo shell: ready; while :; do sleep 1000 & wait $!; done")
-    ours, bare = [], []
-    for _ in range(7):
+    ours, inside, bare = [], [], []
+    for _ in range(5):
         with with_server() as container:
             ours.append(container.stop())
+            inside.append((logged_at(container, "pyinit1: the end: exit") - logged_at(container, "pyinit1: signal: SIGTERM")) % 60)
             assert container.status() == 0
-        identity = docker("run", "--detach", *trap)
-        poll(lambda: "shell: ready" in docker("logs", identity), SECONDS, "the shell")
-        started = time.monotonic()
-        docker("stop", identity)
-        bare.append(time.monotonic() - started)
-    beyond = statistics.median(ours) - statistics.median(bare)
-    figure("docker stop of a prompt server, beyond docker's own %.0f ms" % (statistics.median(bare) * 1000),
-           beyond * 1000, "ms", "%.0f" % (STOP_GOAL * 1000))
-    assert beyond < 10 * STOP_GOAL, (ours, bare)
+        bare.append(stop_of_a_shell())
+    ours, inside, bare = (statistics.median(each) for each in (ours, inside, bare))
+    goal = "%.0f" % (1000 * STOP_GOAL)
+    figure("docker stop, from SIGTERM to our end", 1000 * inside, "ms", goal)
+    figure("docker stop, beyond the %.0f ms of a shell's" % (1000 * bare), 1000 * (ours - bare), "ms", goal)
+    assert inside < 10 * STOP_GOAL and ours - bare < 10 * STOP_GOAL
 
 
 def test_docker_stop_ends_the_services_then_the_server_then_all_others(services):
@@ -162,10 +181,10 @@ def test_docker_stop_ends_the_services_then_the_server_then_all_others(services)
                  "server: service stopped: first", "pyinit1: server ended: pid ", ": exit status 0\n",
                  "pyinit1: the end: server stopped: ", "stray: got SIGTERM", "stray: saved", "pyinit1: the end: others stopped: ",
                  "pyinit1: the end: exit status 0\n")
-    assert text.count(": got ") == 3 and "killed" not in text
+    assert text.count(": got SIGTERM") == 3 and "killed" not in text
 
 
-@pytest.mark.parametrize("name", ["TERM", "INT", "PWR", "37", "38", "39"])
+@pytest.mark.parametrize("name", ["TERM", "INT", "37"])
 def test_status_is_0_when_the_server_was_ended_by_request(name):
     with with_server() as container:
         docker("kill", "--signal", name, container.identity)
@@ -213,7 +232,7 @@ def test_ctrl_z_and_ctrl_backslash_neither_stop_nor_end_anything():
 def test_docker_stop_does_not_wait_for_a_shell_that_is_logged_in():
     """Interactive shells ignore SIGTERM: they get SIGHUP."""
     with with_server() as container, Terminal("exec", "-it", container.identity, "sh") as shell:
-        shell.log.wait_for("[#$] $", SECONDS, partial=True)
+        shell.log.wait_for("[#$] ", SECONDS, partial=True)
         shell.type("echo logged $((1+1)) in\n")
         shell.log.wait_for("^logged 2 in$", SECONDS)
         assert container.stop("--time", "60") < PATIENCE
@@ -239,7 +258,7 @@ def test_docker_execed_process_gets_sigterm_and_the_time_to_save_its_work():
         assert_order(lines.wait_end(SECONDS), "pig: got SIGTERM\n", "pig: saved\n")
         process.wait(SECONDS)
     assert status == 0 and 1 <= seconds < PATIENCE
-    assert lines.text.count("pig: got") == 1 and "others killed" not in text
+    assert lines.text.count("pig: got SIGTERM") == 1 and "others killed" not in text
 
 
 def test_docker_execed_process_that_never_ends_costs_the_grace_and_is_named():
@@ -292,9 +311,8 @@ def test_read_only_container_without_any_place_for_a_socket_still_ends_in_order(
 def test_what_a_non_root_container_must_not_signal_costs_the_grace_and_no_more():
     """`docker exec --user 0` in a container of user 1000: kill(2) says EPERM."""
     with with_server("--user", "1000", *IN_TMP, words=("--container", "--grace", "1")) as container:
-        root = Terminal("exec", "-it", "--user", "0", container.identity, "sh")
-        with root:
-            root.log.wait_for("# $", SECONDS, partial=True)
+        with Terminal("exec", "-it", "--user", "0", container.identity, "sh") as root:
+            root.log.wait_for("# ", SECONDS, partial=True)
             assert container.stop("--time", "60") < 1 + PATIENCE
             status, text = ended(container)
     assert status == 0 and "pyinit1: not signalled: " in text and "pyinit1: the end: exit status 0\n" in text
@@ -314,7 +332,7 @@ def test_docker_kill_usr1_restarts_the_server_and_its_services_go_on(services):
         container.stop()
         status, text = ended(container)
     assert after[:2] == before[:2] and [len(pids) for pids in after] == [1, 1, 1] and after[2] != before[2]
-    assert status == 0 and text.count("mail: got") == 1
+    assert status == 0 and text.count("mail: got SIGTERM") == 1
     assert {"web", "mail"} == set(re.findall("^server: service adopted: (.*?):", text, re.M))
 
 
@@ -335,7 +353,7 @@ def test_docker_restart_brings_it_back_over_what_the_last_run_left(services, how
         poll(lambda: len(running(container, "sleep 100000")) == 1, SECONDS, "the service")
         container.stop()
         assert container.status() == 0
-        log = subprocess.run(["docker", "logs", container.identity], stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout.decode()
+        log = logs(container.identity)
     assert log.count("pyinit1: ready: pid 1\n") == 2 and log.count("server: ready: ") == 2
     assert log.count("pyinit1: the end: exit status 0\n") == (2 if how == ("restart",) else 1)
 
@@ -348,8 +366,8 @@ def test_docker_restart_brings_it_back_over_what_the_last_run_left(services, how
     (("--env", "container=docker"), (), "$container is docker"),
     (("--env", "ZINIT_CONTAINER="), (), "ZINIT_CONTAINER is set"),
     (("--env", "container=docker", "--read-only", "--user", "1000", "--cap-drop", "ALL"), (), "$container is docker"),
-    (("--privileged",), (), "PID 1 of another PID namespace"),
-], ids=["option", "namespace", "container", "ZINIT_CONTAINER", "denied", "privileged"])
+    (("--cap-add", "SYS_BOOT"), (), "PID 1 of another PID namespace"),
+], ids=["option", "namespace", "container", "ZINIT_CONTAINER", "denied", "may-reboot"])
 def test_mode_is_container_for_this_reason(options, words, reason):
     with Container(*options, words=words) as container:
         assert "pyinit1: mode: container: %s\n" % reason in container.log.text
@@ -377,6 +395,5 @@ def test_sigterm_right_after_the_start_is_not_lost_with_the_entrypoint_that_bloc
     time.sleep(delay)           # not for luck: any moment is right
     docker("kill", "--signal", "TERM", identity)
     assert docker("wait", identity, seconds=SECONDS) == "0"
-    logs = subprocess.run(["docker", "logs", identity], stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout.decode()
-    assert "pyinit1: signal: SIGTERM: power off\n" in logs
+    assert "pyinit1: signal: SIGTERM: power off\n" in logs(identity)
     docker("rm", identity)

@@ -18,9 +18,9 @@ REAPS_ONLY_THE_SERVER = ("                pid, status = os.waitpid(-1, os.WNOHAN
                          "                pid, status = os.waitpid(self.server if self.ending and self.server else -1, os.WNOHANG)\n"
                          "            except")
 LEAVES_UNSAVED_SERVICES = ('            self.stop_services("state not saved", services.values())', "            pass")
-STARTS_ONE_MORE_SERVER = ("        self.end()\n\n    def start_server",
+STARTS_ONE_MORE_SERVER = ("        self.end()\n\n    def adopt_server",
                           "        if self.server is None:\n            self.start_server()\n"
-                          "        self.end()\n\n    def start_server")
+                          "        self.end()\n\n    def adopt_server")
 
 
 @pytest.fixture(params=["pyinit1", "the original's behaviour"])

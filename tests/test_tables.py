@@ -3,10 +3,9 @@
 import ast
 import os
 import re
-import signal
 import subprocess
-import sys
 
+import pytest
 
 from helpers import PYINIT1, PYTHON, ROOT, load_pyinit1
 
@@ -255,16 +254,27 @@ def test_nothing_runs_at_import_but_definitions():
         assert guarded or isinstance(node, allowed), "line %d" % node.lineno
 
 
-def test_import_leaves_the_process_unchanged():
-    def state():
-        handlers = [signal.getsignal(number) for number in signal.valid_signals()]
-        umask = os.umask(0o077)
-        os.umask(umask)
-        return (signal.pthread_sigmask(signal.SIG_BLOCK, []), handlers, list(sys.path), dict(os.environ), os.getcwd(), umask,
-                sorted(os.listdir("/proc/self/fd")), sorted(os.listdir("/proc/self/task")))
-    before = state()
-    load_pyinit1()
-    assert state() == before
+STATE = """
+import os, signal, sys
+def state():
+    umask = os.umask(0o077)
+    os.umask(umask)
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    return (signal.pthread_sigmask(signal.SIG_BLOCK, []), handlers, list(sys.path), dict(os.environ), os.getcwd(), umask,
+            os.listdir("/proc/self/fd"), os.listdir("/proc/self/task"))
+sys.path.insert(0, sys.argv[1])
+signal.pthread_sigmask(signal.SIG_SETMASK, [])      # what our parent blocks is inherited
+before = state()
+import pyinit1
+print("changed" if state() != before else "unchanged")
+"""
+
+
+@pytest.mark.parametrize("flags", ["-IS", "-S"])
+def test_import_leaves_the_process_unchanged(flags):
+    """Signal mask, handlers, sys.path, environment, folder, umask, descriptors and threads, isolated or not."""
+    done = subprocess.run([PYTHON[0], flags, "-B", "-c", STATE, str(PYINIT1.parent)], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == "unchanged\n"
 
 
 def test_nothing_sleeps():

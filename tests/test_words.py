@@ -279,7 +279,7 @@ def test_debug_is_wanted_by_a_whole_word_of_the_kernels_command_line(monkeypatch
 # ---- other processes
 
 def stat_line(pid, name, state="S", ppid=1, group=5, tty=0, flags=0x400000):
-    return ("%d (%s) %s %d %d %d %d -1 %d 0 0 0\n" % (pid, name, state, ppid, group, group, tty, flags)).encode("utf-8", "surrogateescape")
+    return ("%d (%s) %s %d %d %d %d -1 %d 0 0 0 0 0 0 0 0 20 0 1 0 4711 0\n" % (pid, name, state, ppid, group, group, tty, flags)).encode("utf-8", "surrogateescape")
 
 
 @pytest.mark.parametrize("name", [
@@ -288,6 +288,7 @@ def stat_line(pid, name, state="S", ppid=1, group=5, tty=0, flags=0x400000):
 def test_a_process_is_read_whatever_its_name_is(name):
     process = pyinit1.Process(stat_line(7, name, ppid=3, group=6))
     assert (process.pid, process.ppid, process.group, process.zombie) == (7, 3, 6, False)
+    assert process.identity == (7, b"4711")
     assert process.name == name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -345,13 +346,14 @@ def test_one_line(text, line):
     assert pyinit1.one_line(text) == line
 
 
-def logged(*texts, shared=False, prefix=""):
-    """What a Log writes to a pipe, in bytes."""
+def logged(*texts, shared=False, prefix="", level="info", methods=("info",)):
+    """What a Log of this level writes to a pipe, in bytes, if each text is given to each of these methods."""
     log = pyinit1.Log()
     read_end, log.fd = os.pipe()
-    log.shared, log.prefix = shared, prefix
+    log.shared, log.prefix, log.level = shared, prefix, pyinit1.LEVELS.index(level)
     for text in texts:
-        log.info(text)
+        for method in methods:
+            getattr(log, method)(text)
     os.close(log.fd)
     with open(read_end, "rb") as file:
         return file.read()
@@ -392,16 +394,22 @@ def test_a_log_whose_reader_does_not_read_drops_lines_and_never_blocks():
     log.error("and the descriptor is closed")
 
 
-def test_levels_decide_what_is_written():
-    for level, written in (("error", 1), ("warn", 2), ("info", 3), ("debug", 4), ("trace", 4)):
-        log = pyinit1.Log()
-        read_end, log.fd = os.pipe()
-        log.level = pyinit1.LEVELS.index(level)
-        for write in (log.error, log.warn, log.info, log.debug):
-            write("x")
-        assert os.read(read_end, 1000) == b"pyinit1: x\n" * written
-        os.close(read_end)
-        os.close(log.fd)
+@pytest.mark.parametrize("level, written", [("error", 1), ("warn", 2), ("info", 3), ("debug", 4), ("trace", 4)])
+def test_levels_decide_what_is_written(level, written):
+    assert logged("x", level=level, methods=("error", "warn", "info", "debug")) == b"pyinit1: x\n" * written
+
+
+def test_what_is_said_before_the_log_is_open_is_written_then(monkeypatch):
+    log = pyinit1.Log()
+    log.info("early")
+    log.debug("not wanted")
+    read_end, write_end = os.pipe()
+    monkeypatch.setattr(pyinit1, "open_first", lambda *paths: write_end)
+    log.open(vm=True)
+    log.info("late")
+    os.close(write_end)
+    with open(read_end, "rb") as file:
+        assert file.read() == b"pyinit1: early\npyinit1: late\n"
 
 
 def test_what_comes_again_every_second_is_written_once_a_minute(monkeypatch):

@@ -155,7 +155,7 @@ class Apt:
 
 def dependency(apt, package, pattern):
     """The one dependency of `package` that matches `pattern`: its first group, or all of it."""
-    match = re.search(r"(?<!\S)(?:%s)(?!\S)" % pattern, apt.depends(package))
+    match = re.search(r"(?<!\S)(?:%s)(?![^\s,])" % pattern, apt.depends(package))
     if not match:
         raise HarnessError("apt knows no package %s that depends on %s: does apt-get update work here?" % (package, pattern))
     return match[1] if match.re.groups else match[0]

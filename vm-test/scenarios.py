@@ -85,11 +85,9 @@ def play(scenario, machine):
 
 
 def expect(machine, *patterns):
-    """The patterns on the console, one after the other; a script that failed ends the waiting. The last match."""
+    """The patterns on the console, one after the other; the last match."""
     for pattern in patterns:
-        match = machine.wait_for("(?:%s)|^vm-test: failed: .*$" % pattern)
-        if match.group().startswith("vm-test: failed"):
-            raise Failure("guest", match.group())
+        match = machine.wait_for(pattern)
     return match
 
 
@@ -139,17 +137,22 @@ SHELL = files({"etc/zinit/services/console": ""})       # the stand-in's shell o
 # busybox's shell prefers its own applets to what is on PATH, so a function has to lead to our links. ash reads $ENV, and the
 # kernel makes a variable of it.
 TERMINAL_WORDS = "ENV=/etc/shell"
-TERMINAL_SHELL = "".join("%s() { /sbin/%s; }\n" % (name, name) for name in image.POWER_LINKS)
-HOW_TO = "Type: poweroff, reboot, or kill -USR1 1 (soft restart of the server). Ctrl-A X leaves QEMU."
+TERMINAL_FUNCTIONS = "".join("%s() { /sbin/%s; }\n" % (name, name) for name in image.POWER_LINKS)
+
+# The real server's service; the stand-in has the same built in. The service itself stays outside the shell's session, and its
+# command begins with a word of its command line: else the real server does not know it again after a soft restart.
+TERMINAL_SERVICE = """while :; do
+    echo 'Type: poweroff, reboot, or kill -USR1 1 (soft restart of the server). Ctrl-A X leaves QEMU.' >/dev/console
+    setsid -c /bin/sh </dev/console >/dev/console 2>&1
+    sleep 1
+done
+"""
 
 
 def terminal(tree, zinit):
-    """A machine with a shell on the console; the stand-in makes it by itself, the real server by a service."""
-    files({"etc/shell": TERMINAL_SHELL})(tree)
-    if zinit:
-        services(shell="exec setsid -c /bin/sh -c 'echo; echo \\\"%s\\\"; exec sh' </dev/console >/dev/console 2>&1" % HOW_TO)(tree)
-    else:
-        SHELL(tree)
+    """A shell on the console, kept by the stand-in or, if `zinit`, by the real server."""
+    files({"etc/shell": TERMINAL_FUNCTIONS, "etc/console": TERMINAL_SERVICE})(tree)
+    (services(console="/bin/sh /etc/console") if zinit else SHELL)(tree)
 
 
 # ---- a boot
@@ -198,6 +201,15 @@ def typed_sigterm(machine):
     expect(machine, "^vm-test: shell 42$")
     machine.type("kill -TERM 1")
     expect(machine, "pyinit1: signal: SIGTERM: power off", r"pyinit1: the end: others stopped: [0-4]\.")
+
+
+@scenario(changes=[SHELL])
+def shell_with_a_job(machine):
+    """A shell with a job in the foreground loses its terminal with its service, unheard: no grace is waited for it."""
+    expect(machine, "^Type: ")
+    machine.type("(usleep 500000; kill -TERM 1) & sleep 1000")
+    expect(machine, "pyinit1: signal: SIGTERM: power off", "server: service stopped: console",
+           r"pyinit1: the end: others stopped: [0-4]\.")
 
 
 @scenario(guest="say ok $NAME; kill -INT 1", end="guest-reset")
@@ -477,17 +489,19 @@ def speed(machine):
 
 # ---- the real server: `run --zinit DIR`
 
-@scenario(server="zinit", changes=[services(web="echo $$ >>/run/web; exec sleep 10000", scenario="exec /bin/sh /etc/rc.scenario")], guest="""
+# The server's log at its usual level can fill the console for a moment, and a line that pyinit1 cannot write at once is dropped.
+@scenario(server="zinit", words="RUST_LOG=warn",
+          changes=[services(web="echo $$ >>/run/web; exec sleep 10000", scenario="exec /bin/sh /etc/rc.scenario")], guest="""
 wait_until [ -s /run/web ]
 server=$(pidof zinit-server)
-check "server in VM mode" matches "$(command_line $server)" " --pid1-mode $"
+check "server in VM mode" matches "$(command_line $server)" "^/sbin/zinit-server .* --pid1-mode $"
+check "server is ours" same "$(field $server 4)" 1
 check "web is the server's" same "$(field "$(cat /run/web)" 4)" "$server"
+say server $server
 power_off
 """)
 def zinit(machine):
     """The real zinit-server keeps a service, and stops it in order at the power-off."""
-    # Its first words and the service's may come before pyinit1 says that it was started.
-    server = expect(machine, r"pyinit1: server ended: pid (\d+): exit status 0")[1]
-    if not re.search("pyinit1: server started: pid %s: /sbin/zinit-server .*--pid1-mode$" % server, machine.console.text, re.MULTILINE):
-        raise Failure("guest", "another server, or not started in --pid1-mode")
+    server = expect(machine, r"^vm-test: server (\d+)$")[1]
+    expect(machine, "pyinit1: server ended: pid %s: exit status 0" % server)
     expect_end(machine, "RB_POWER_OFF")

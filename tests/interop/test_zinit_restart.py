@@ -92,6 +92,6 @@ def test_an_adopted_service_that_dies_is_reaped_and_started_again(services):
     for service, process in services.processes_of_services():
         if service == "prompt":
             os.kill(process.outer, signal.SIGKILL)
+    poll(lambda: services.running()["prompt"] - {group}, SECONDS, "the service to be started again")
+    services.wait_until_all_run_once()
     poll(lambda: not services.zombies(), SECONDS, "the last zombie's end")
-    poll(lambda: services.running()["prompt"], SECONDS, "the service to be started again")
-    assert services.wait_until_all_run_once()["prompt"] != {group}
