@@ -96,11 +96,13 @@ KILL_WAIT = 0.5  # reaping after SIGKILL; who is still there sleeps uninterrupti
 DISKS_LIMIT = 10.0  # sync(2), unmounting, remounting and freezing, of all disks together
 STUCK_AFTER = 2.0  # a call on a disk that takes longer is left to the child that made it; another child does the rest
 HURRY_LIMIT = 2.0  # sync(2) when nobody wants to wait any more
+DRAIN_LIMIT = 0.5  # the last log lines' way to a slow reader, before reboot(2) or exit
 LOOK_AGAIN = 0.05  # between two looks at what sends no signal: others' children, a full backlog
 SAY_AGAIN = 60.0  # a line that would come every second comes once in this time
 INTERRUPTS, INTERRUPTS_WITHIN = 7, 2.0  # so many SIGINT within so many seconds: end at once
 LONGEST_SLEEP = 86400.0  # poll(2) takes its timeout in an int of milliseconds
 
+LATE_LINES = 100  # log lines that are kept for a slow reader
 LINE_BYTES = 900  # of one log line: /dev/kmsg takes less than 1 kB
 ANSWER_BYTES = 1 << 22  # of the server's answer: 100 and a service, each with its name
 REAP_AT_ONCE = 1000  # children reaped before signals and deadlines are looked at again
@@ -206,20 +208,23 @@ def open_first(*paths):
     return None
 
 
-def is_writable(fd):
-    """poll(2): would a write of at most PIPE_BUF bytes to `fd` go through at once?"""
+def is_writable(fd, seconds=0.0):
+    """poll(2): would a write of at most PIPE_BUF bytes to `fd` go through at once, if not now, then soon?"""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
-    return bool(poll.poll(0))
+    return bool(poll.poll(seconds * 1000))
 
 
 def write_alone(fd, data):
-    """write(2), where failing is no matter, and whose signals reach nobody: they are no requests from outside."""
+    """write(2), whose signals reach nobody: they are no requests from outside. -> how much of `data` is done with."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS_OF_WRITE)
     try:
-        os.write(fd, data)
+        return os.write(fd, data)
+    except BlockingIOError:
+        return 0
     except OSError:
         signal.sigtimedwait(SIGNALS_OF_WRITE, 0)
+        return len(data)  # it will never go
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -234,12 +239,13 @@ def write_file(path, text):
 
 
 class Log:
-    """Writes `pyinit1: what happened: details`. A line that cannot be written at once is dropped, never waited for."""
+    """Writes `pyinit1: what happened: details`. What cannot be written at once waits for the loop; we never do."""
 
     def __init__(self):
         self.level = LEVELS.index("info")
         self.fd = None  # where lines go; until it is open they are kept in `early`
         self.early = []
+        self.late = []  # lines for which there was no room yet; when there are LATE_LINES, new ones are dropped
         self.shared = False  # the descriptor is COMMAND's as well, so O_NONBLOCK must not be set on it
         self.prefix = ""  # of /dev/kmsg: the priority
         self.said = ("", 0.0)  # the last line of `seldom`, and when it was written, time.monotonic()
@@ -267,8 +273,25 @@ class Log:
         elif level <= self.level:
             line = f"{self.prefix}pyinit1: {one_line(text)}".encode("utf-8", "backslashreplace")
             line = line[: LINE_BYTES - 1].decode("utf-8", "ignore").encode()  # no half character at the cut
-            if not self.shared or is_writable(self.fd):
-                write_alone(self.fd, line + b"\n")
+            if len(self.late) < LATE_LINES:
+                self.late.append(line + b"\n")
+            self.flush()
+
+    def flush(self):
+        """Write as much as there is room for."""
+        while self.late and (not self.shared or is_writable(self.fd)):
+            done = write_alone(self.fd, self.late[0])
+            self.late[0] = self.late[0][done:]
+            if self.late[0]:
+                return
+            del self.late[0]
+
+    def drain(self):
+        """Before the very end: give a slow reader DRAIN_LIMIT to make room."""
+        deadline = time.monotonic() + DRAIN_LIMIT
+        while self.late and time.monotonic() < deadline:
+            is_writable(self.fd, deadline - time.monotonic())
+            self.flush()
 
     def error(self, text):
         self.write(0, text)
@@ -841,6 +864,7 @@ def failure_code(why):
 def run_child(argv, prepare, report):
     """The child's side of spawn(). Never returns."""
     code = 126
+    log.late.clear()  # the parent writes those
     try:
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
@@ -923,6 +947,7 @@ def start_helper(deed):
     """fork(2) a child that does deed(), which may block, and exits; -> its pid. Raises OSError."""
     pid = os.fork()
     if pid == 0:
+        log.late.clear()  # the parent writes those
         try:
             deed()
         finally:
@@ -1099,6 +1124,7 @@ def try_reboot(how):
     """reboot(2) as one of ENDINGS asks for it. Returns only if that fails."""
     name, command = REBOOT_COMMANDS[how]
     log.info(f"the end: reboot(2): {name}")
+    log.drain()
     try:
         reboot(command)
     except OSError as why:
@@ -1221,7 +1247,10 @@ class Init:
     def sleep(self, deadline, fd, events):
         """The one blocking call of PID 1."""
         poll = select.poll()  # not select(2), which breaks at descriptor 1024
-        for each, its_events in ((self.wakeup, select.POLLIN), (self.report, select.POLLIN), (fd, events)):
+        reader = log.fd if log.late else None  # there is something to say, and it has to make room first
+        for each, its_events in (
+            (self.wakeup, select.POLLIN), (self.report, select.POLLIN), (reader, select.POLLOUT), (fd, events),
+        ):  # fmt: skip
             if each is not None:
                 poll.register(each, its_events)
         timeout = None if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST_SLEEP) * 1000
@@ -1230,6 +1259,8 @@ class Init:
             os.read(self.wakeup, 65536)  # all that a pipe holds
         if self.report in ready:
             self.read_report()
+        if reader in ready:
+            log.flush()
         return fd in ready
 
     def wait(self, done, seconds, look_again=None):
@@ -1573,6 +1604,7 @@ class Init:
             try_reboot(self.request)
             park()
         log.info(f"the end: exit status {self.status}")
+        log.drain()
         os._exit(self.status)
 
     def limits_in_words(self):
