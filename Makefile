@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 QEMU_amd64 := qemu-system-x86_64:qemu-system-x86
 QEMU_arm64 := qemu-system-aarch64:qemu-system-arm
 BOOT_NEEDS = python3:python3 $(QEMU_$(ARCH))
-TEST_NEEDS = $(BOOT_NEEDS) tini:tini docker:docker.io ensurepip:python3-venv strace:strace
+TEST_NEEDS = $(BOOT_NEEDS) /sbin/mke2fs:e2fsprogs tini:tini docker:docker.io ensurepip:python3-venv strace:strace
 
 .PHONY: help boot test interop clean boot-needs test-needs venv
 

@@ -93,13 +93,16 @@ LISTEN_LIMIT = 5.0  # from the server's start until a missing socket means that 
 RPC_LIMIT = 5.0  # one request to the server: connecting and answering together
 RESTART_LIMIT = 5.0  # soft restart: the server's exit after it was asked; then the same for services it left
 KILL_WAIT = 0.5  # reaping after SIGKILL; who is still there sleeps uninterruptibly
-SYNC_LIMIT = 10.0  # sync(2) at the end
+DISKS_LIMIT = 10.0  # sync(2), unmounting, remounting and freezing, of all disks together
+STUCK_AFTER = 2.0  # a call on a disk that takes longer is left to the child that made it; another child does the rest
 HURRY_LIMIT = 2.0  # sync(2) when nobody wants to wait any more
+DRAIN_LIMIT = 0.5  # the last log lines' way to a slow reader, before reboot(2) or exit
 LOOK_AGAIN = 0.05  # between two looks at what sends no signal: others' children, a full backlog
 SAY_AGAIN = 60.0  # a line that would come every second comes once in this time
 INTERRUPTS, INTERRUPTS_WITHIN = 7, 2.0  # so many SIGINT within so many seconds: end at once
 LONGEST_SLEEP = 86400.0  # poll(2) takes its timeout in an int of milliseconds
 
+LATE_LINES = 100  # log lines that are kept for a slow reader
 LINE_BYTES = 900  # of one log line: /dev/kmsg takes less than 1 kB
 ANSWER_BYTES = 1 << 22  # of the server's answer: 100 and a service, each with its name
 REAP_AT_ONCE = 1000  # children reaped before signals and deadlines are looked at again
@@ -120,7 +123,11 @@ PROC_PID_INIT_INO = 0xEFFFFFFC  # include/linux/proc_ns.h: inode of the initial 
 PF_KTHREAD = 0x00200000  # include/linux/sched.h: flag of a kernel thread in /proc/PID/stat
 RB_AUTOBOOT, RB_HALT_SYSTEM, RB_POWER_OFF, RB_DISABLE_CAD = 0x01234567, 0xCDEF0123, 0x4321FEDC, 0  # <sys/reboot.h>
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_STRICTATIME = 2, 4, 8, 1 << 24  # <linux/mount.h>
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_STRICTATIME = 1, 2, 4, 8, 32, 1 << 24  # <linux/mount.h>
+UMOUNT_NOFOLLOW = 8  # <linux/fs.h>
+FIFREEZE = 0xC0045877  # <linux/fs.h>: _IOWR('X', 119, int)
+LOOP_CLR_FD = 0x4C01  # <linux/loop.h>
+MCL_CURRENT = 1  # <asm-generic/mman.h>
 TIOCSCTTY = 0x540E  # <asm-generic/ioctls.h>
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # <linux/sockios.h>, <linux/if.h>
 AF_INET, SOCK_DGRAM = 2, 2  # <bits/socket.h>
@@ -201,20 +208,23 @@ def open_first(*paths):
     return None
 
 
-def is_writable(fd):
-    """poll(2): would a write of at most PIPE_BUF bytes to `fd` go through at once?"""
+def is_writable(fd, seconds=0.0):
+    """poll(2): would a write of at most PIPE_BUF bytes to `fd` go through at once, if not now, then soon?"""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
-    return bool(poll.poll(0))
+    return bool(poll.poll(seconds * 1000))
 
 
 def write_alone(fd, data):
-    """write(2), where failing is no matter, and whose signals reach nobody: they are no requests from outside."""
+    """write(2), whose signals reach nobody: they are no requests from outside. -> how much of `data` is done with."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS_OF_WRITE)
     try:
-        os.write(fd, data)
+        return os.write(fd, data)
+    except BlockingIOError:
+        return 0
     except OSError:
         signal.sigtimedwait(SIGNALS_OF_WRITE, 0)
+        return len(data)  # it will never go
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -229,12 +239,13 @@ def write_file(path, text):
 
 
 class Log:
-    """Writes `pyinit1: what happened: details`. A line that cannot be written at once is dropped, never waited for."""
+    """Writes `pyinit1: what happened: details`. What cannot be written at once waits for the loop; we never do."""
 
     def __init__(self):
         self.level = LEVELS.index("info")
         self.fd = None  # where lines go; until it is open they are kept in `early`
         self.early = []
+        self.late = []  # lines for which there was no room yet; when there are LATE_LINES, new ones are dropped
         self.shared = False  # the descriptor is COMMAND's as well, so O_NONBLOCK must not be set on it
         self.prefix = ""  # of /dev/kmsg: the priority
         self.said = ("", 0.0)  # the last line of `seldom`, and when it was written, time.monotonic()
@@ -262,8 +273,25 @@ class Log:
         elif level <= self.level:
             line = f"{self.prefix}pyinit1: {one_line(text)}".encode("utf-8", "backslashreplace")
             line = line[: LINE_BYTES - 1].decode("utf-8", "ignore").encode()  # no half character at the cut
-            if not self.shared or is_writable(self.fd):
-                write_alone(self.fd, line + b"\n")
+            if len(self.late) < LATE_LINES:
+                self.late.append(line + b"\n")
+            self.flush()
+
+    def flush(self):
+        """Write as much as there is room for."""
+        while self.late and (not self.shared or is_writable(self.fd)):
+            done = write_alone(self.fd, self.late[0])
+            self.late[0] = self.late[0][done:]
+            if self.late[0]:
+                return
+            del self.late[0]
+
+    def drain(self):
+        """Before the very end: give a slow reader DRAIN_LIMIT to make room."""
+        deadline = time.monotonic() + DRAIN_LIMIT
+        while self.late and time.monotonic() < deadline:
+            is_writable(self.fd, deadline - time.monotonic())
+            self.flush()
 
     def error(self, text):
         self.write(0, text)
@@ -288,10 +316,13 @@ class Log:
 log = Log()
 
 
-def read_file(path, limit=65536):
-    """At most `limit` bytes of the file at `path`. Raises OSError."""
-    with open(path, "rb", buffering=0) as file:
-        return file.read(limit)
+def read_file(path, folder=None):
+    """At most 64 kB of the file at `path`, in the folder of that descriptor. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY, dir_fd=folder)
+    try:
+        return os.read(fd, 65536)
+    finally:
+        os.close(fd)
 
 
 def step(what, deed, *arguments):
@@ -300,6 +331,25 @@ def step(what, deed, *arguments):
         deed(*arguments)
     except Exception as why:  # whatever it is: it is no reason to end here
         log.error(f"{what}: {why}")
+
+
+held = {}  # path -> descriptor of what the end reads, opened at the start: by then somebody may have unmounted /proc
+
+
+def hold(path, flags):
+    """Open `path` and keep it. Raises OSError."""
+    held[path] = os.open(path, flags | os.O_CLOEXEC)
+
+
+def read_held(path):
+    """The whole of a file of /proc as it is now; empty where it could not be opened. Raises OSError."""
+    data = b""
+    while path in held:
+        part = os.pread(held[path], 65536, len(data))
+        data += part
+        if not part:
+            break
+    return data
 
 
 # ---- libc: what Python has no call for
@@ -319,6 +369,9 @@ def load_libc():
         library.reboot.argtypes = [c_int]
         library.prctl.argtypes = [c_int, c_ulong, c_ulong, c_ulong, c_ulong]
         library.mount.argtypes = [c_char_p, c_char_p, c_char_p, c_ulong, c_char_p]
+        library.umount2.argtypes = [c_char_p, c_int]
+        library.swapoff.argtypes = [c_char_p]
+        library.mlockall.argtypes = [c_int]
         library.sethostname.argtypes = [c_char_p, c_ulong]
         library.socket.argtypes = [c_int, c_int, c_int]
         libc = library
@@ -353,6 +406,25 @@ def prctl(option, argument):
 def mount(source, target, fstype, flags, data):
     """mount(2). Raises OSError."""
     call("mount", source.encode(), os.fsencode(target), fstype.encode(), flags, data.encode())
+
+
+def umount2(target, flags):
+    """umount(2). Raises OSError."""
+    call("umount2", target, flags)
+
+
+def remount_read_only(target):
+    """mount(2) of a mounted file system anew, read-only. Raises OSError."""
+    call("mount", None, target, None, MS_REMOUNT | MS_RDONLY, None)
+
+
+def ioctl(path, request):
+    """ioctl(2) without an argument on the file or folder at `path`. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        fcntl.ioctl(fd, request, 0)
+    finally:
+        os.close(fd)
 
 
 def kill(pid, number):
@@ -670,6 +742,10 @@ def boot(options):
     log.level = own_level(options)
     fill_descriptors(CONSOLE + NOTHING)
     log.open(vm=True)
+    for path, flags in ((MOUNTINFO, os.O_RDONLY), (SWAPS, os.O_RDONLY), (SYSRQ, os.O_WRONLY)):
+        step(f"boot: {path}", hold, path, flags)
+    if os.statvfs("/").f_flag & os.ST_RDONLY:
+        log.warn("boot: the root is read-only: left as it is")
     step("boot: links in /dev", link_dev)
     step("boot: loopback interface", loopback_up)
     step("boot: hostname", set_hostname)
@@ -698,14 +774,14 @@ def processes():
     """All user processes but ourselves; none without a /proc of our own PID namespace."""
     found, pids = [], []
     try:
-        if os.readlink("/proc/self") == str(os.getpid()):
-            pids = os.listdir("/proc")
-    except OSError:
+        if os.readlink("self", dir_fd=held["/proc"]) == str(os.getpid()):
+            pids = os.listdir(held["/proc"])
+    except (KeyError, OSError):
         pass
     for pid in pids:
         try:
             if pid.isdigit() and int(pid) != os.getpid():
-                found.append(Process(read_file(f"/proc/{pid}/stat")))
+                found.append(Process(read_file(f"{pid}/stat", held["/proc"])))
         except (OSError, IndexError):
             pass  # it has just ended
     return [process for process in found if not process.kernel_thread]
@@ -758,7 +834,7 @@ def candidates(name, env):
 
 def interpreter_of(path):
     """What the first line of a script names; a binary's is the loader of its libraries."""
-    line = read_file(path, 256).partition(b"\n")[0]
+    line = read_file(path).partition(b"\n")[0]
     return os.fsdecode((line[2:].split() or [b""])[0]) if line.startswith(b"#!") else "the loader"
 
 
@@ -788,6 +864,7 @@ def failure_code(why):
 def run_child(argv, prepare, report):
     """The child's side of spawn(). Never returns."""
     code = 126
+    log.late.clear()  # the parent writes those
     try:
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
@@ -870,11 +947,121 @@ def start_helper(deed):
     """fork(2) a child that does deed(), which may block, and exits; -> its pid. Raises OSError."""
     pid = os.fork()
     if pid == 0:
+        log.late.clear()  # the parent writes those
         try:
             deed()
         finally:
             os._exit(0)
     return pid
+
+
+# ---- disks: what the end does to them; only children of ours call this, for each of these calls may never return
+
+# What we and the kernel need to the last, with all that is mounted below it and holds nothing of a disk.
+API_FOLDERS = (b"/proc", b"/sys", b"/dev", b"/run")
+API_TYPES = frozenset(
+    b"proc sysfs devtmpfs devpts tmpfs cgroup cgroup2 securityfs selinuxfs debugfs tracefs configfs bpf pstore efivarfs"
+    b" mqueue hugetlbfs binfmt_misc fusectl fuse.lxcfs nsfs autofs rpc_pipefs".split()
+)
+MOUNTINFO, SWAPS, SYSRQ = "/proc/self/mountinfo", "/proc/swaps", "/proc/sysrq-trigger"
+
+
+class Mount:
+    """One line of /proc/self/mountinfo, proc(5)."""
+
+    def __init__(self, line):
+        fields = line.split(b" ")
+        self.id, self.parent, self.where = int(fields[0]), int(fields[1]), unescape(fields[4])
+        self.fstype = fields[fields.index(b"-") + 1]
+
+    def stays(self):
+        """Is it one of API_FOLDERS, or an API file system below one, or the initramfs, that is no disk?"""
+        folder = b"/" + self.where.split(b"/")[1]
+        return self.fstype == b"rootfs" or folder in API_FOLDERS and self.fstype in API_TYPES
+
+
+def unescape(field):
+    """A path of mountinfo, where space, tab, newline and backslash are written as three octal digits."""
+    first, *rest = field.split(b"\\")
+    return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
+
+
+def unmount_order(mounts):
+    """Children before their parents, by the parents' ids: after `mount --move` the lines' order says nothing."""
+    parents = {mount.id: mount.parent for mount in mounts}
+
+    def depth(identity):
+        seen = set()
+        while identity in parents and identity not in seen:
+            seen.add(identity)
+            identity = parents[identity]
+        return len(seen)
+
+    return sorted(mounts, key=lambda mount: depth(mount.id), reverse=True)
+
+
+def mounts_to_release():
+    """The mounts that are to go, in the order in which they can."""
+    return unmount_order([mount for mount in map(Mount, read_held(MOUNTINFO).splitlines()) if not mount.stays()])
+
+
+def loop_devices():
+    """The paths of the loop devices that are in use."""
+    names = os.listdir("/sys/block") if os.path.isdir("/sys/block") else ()
+    return ["/dev/" + name for name in names if os.path.exists(f"/sys/block/{name}/loop/backing_file")]
+
+
+class Release:
+    """A child's work at the end: nothing stays mounted for writing. Any of its calls may never return."""
+
+    def __init__(self, stuck, report):
+        self.stuck = stuck  # names of the steps that hold another child: passed over
+        self.report = report  # descriptor: the name of each step and a NUL before it is done
+
+    def attempt(self, name, deed, *arguments):
+        """Do one step; -> why it failed, or an empty text."""
+        if name in self.stuck:
+            return "stuck"
+        os.write(self.report, name + b"\0")
+        try:
+            deed(*arguments)
+            return ""
+        except OSError as why:
+            return why.strerror
+
+    def run(self):
+        """Sync, release swap and loop devices, unmount, make read-only or freeze what is left, sync."""
+        self.attempt(b"sync", os.sync)
+        for line in read_held(SWAPS).splitlines()[1:]:
+            self.attempt(line, call, "swapoff", unescape(line.split()[0]))
+        for path in loop_devices():
+            self.attempt(path.encode(), ioctl, path, LOOP_CLR_FD)  # in use still, it goes with its last user
+        for where, why in self.unmount():
+            self.write_protect(where, why)
+        self.attempt(b"sync", os.sync)
+
+    def unmount(self):
+        """umount2(2) in passes, until a pass changes nothing; -> [(path, why)] of what is left, the root among it."""
+        changed = True
+        while changed:
+            changed, left = False, []
+            for mount in mounts_to_release():
+                root = mount.where == b"/"
+                why = "the root" if root else self.attempt(mount.where, umount2, mount.where, UMOUNT_NOFOLLOW)
+                changed = changed or not why
+                left += [(mount.where, why)] if why else []
+        return left
+
+    def write_protect(self, where, why):
+        """Remount read-only; where even that is refused (we may map a file that was replaced), freeze."""
+        outcome, refused = "read-only", self.attempt(where, remount_read_only, where)
+        if refused:
+            outcome = f"frozen, as it could not be made read-only: {refused}"
+            refused = self.attempt(where, ioctl, where, FIFREEZE)
+        if refused:
+            outcome = f"left as it is: {refused}"
+        if outcome != "read-only" or where != b"/":
+            log.warn(f"the end: busy: {os.fsdecode(where)}: {why}: {outcome}")
 
 
 # ---- the server's RPC: what is said; who says it is Init.ask
@@ -937,6 +1124,7 @@ def try_reboot(how):
     """reboot(2) as one of ENDINGS asks for it. Returns only if that fails."""
     name, command = REBOOT_COMMANDS[how]
     log.info(f"the end: reboot(2): {name}")
+    log.drain()
     try:
         reboot(command)
     except OSError as why:
@@ -1016,7 +1204,7 @@ class Init:
         self.started_at = 0.0  # when it was
         self.services = {}  # pid -> Process: services that are our children, since a soft restart
         self.unsettled = False  # a new server has not yet said which of them it took over
-        self.helper = None  # pid of the child that does what could block us
+        self.helpers = set()  # pids of the children that do what could block us
         self.wakeup = None  # read end of the pipe that signals write to
         self.pending = set()  # signals that came and are not answered yet
         self.interrupts = []  # when the last SIGINTs came, time.monotonic()
@@ -1059,7 +1247,10 @@ class Init:
     def sleep(self, deadline, fd, events):
         """The one blocking call of PID 1."""
         poll = select.poll()  # not select(2), which breaks at descriptor 1024
-        for each, its_events in ((self.wakeup, select.POLLIN), (self.report, select.POLLIN), (fd, events)):
+        reader = log.fd if log.late else None  # there is something to say, and it has to make room first
+        for each, its_events in (
+            (self.wakeup, select.POLLIN), (self.report, select.POLLIN), (reader, select.POLLOUT), (fd, events),
+        ):  # fmt: skip
             if each is not None:
                 poll.register(each, its_events)
         timeout = None if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST_SLEEP) * 1000
@@ -1068,6 +1259,8 @@ class Init:
             os.read(self.wakeup, 65536)  # all that a pipe holds
         if self.report in ready:
             self.read_report()
+        if reader in ready:
+            log.flush()
         return fd in ready
 
     def wait(self, done, seconds, look_again=None):
@@ -1104,8 +1297,8 @@ class Init:
             self.services.pop(pid, None)
             if pid == self.server:
                 self.server_ended(status)
-            elif pid == self.helper:
-                self.helper = None
+            elif pid in self.helpers:
+                self.helpers.remove(pid)
             elif tell:
                 tell(f"orphan reaped: pid {pid}: {how_it_ended(status)}")
         self.pending.add(signal.SIGCHLD)  # there may be more: signals and deadlines first
@@ -1402,13 +1595,16 @@ class Init:
         # A shell whose session's leader goes with the server has lost its terminal when the others' turn comes.
         self.had_terminal = {process.identity for process in processes() if process.has_tty}
         log.info(f"the end: {self.request}: {self.limits_in_words()}")
+        if self.mode == VM:
+            step("the end: mlockall", call, "mlockall", MCL_CURRENT)  # no page has to come from a disk any more
         self.phase(f"{self.what} stopped", self.stop_server)
         self.phase("others stopped", self.stop_others)
         if self.mode == VM:
-            self.phase("disks synced", self.sync)
+            self.phase("disks released", self.release_disks)
             try_reboot(self.request)
             park()
         log.info(f"the end: exit status {self.status}")
+        log.drain()
         os._exit(self.status)
 
     def limits_in_words(self):
@@ -1466,34 +1662,112 @@ class Init:
         # In a VM kill(-1, 0) always finds kernel threads.
         return self.reap() and (self.mode == VM or os.getpid() != 1 or not kill(-1, 0))
 
-    def sync(self):
-        """sync(2) in a child: a disk that is gone holds the child, not us."""
+    def release_disks(self):
+        """Let a child do Release, and leave it behind where one disk holds it: another one does the rest."""
+        deadline, stuck = time.monotonic() + DISKS_LIMIT, set()
         try:
-            self.helper = start_helper(os.sync)
+            while True:
+                doing = self.follow_release(stuck, deadline)
+                if doing is None or time.monotonic() >= deadline:
+                    break
+                log.warn(f"the end: stuck: {os.fsdecode(doing)}: going on without it")
+                stuck.add(doing)
         except OSError as why:
-            log.error(f"disks not synced: fork: {why.strerror}")
-            return
-        if not self.wait(lambda: self.helper is None, SYNC_LIMIT):
-            log.error(f"disks not synced: sync(2) did not return within {SYNC_LIMIT:g} s")
+            log.error(f"the end: disks: {why.strerror}: asking the kernel to sync and to remount read-only")
+            for request in (b"s", b"u"):  # Documentation/admin-guide/sysrq.rst: both run in the kernel, not in us
+                step(SYSRQ, os.write, held.get(SYSRQ, -1), request)
+            deadline = time.monotonic() + HURRY_LIMIT
+            self.wait(lambda: False, HURRY_LIMIT)
+        if not self.wait(lambda: not self.helpers, deadline - time.monotonic()):
+            log.error(f"the end: disks: given up after {DISKS_LIMIT:g} s: {os.fsdecode(b', '.join(stuck))}")
+
+    def follow_release(self, stuck, deadline):
+        """Start a child that does Release; -> None when it has ended, else the step that holds it. Raises OSError."""
+        read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        helper = start_helper(Release(stuck, write_end).run)
+        self.helpers.add(helper)
+        os.close(write_end)
+        doing, since = b"starting", time.monotonic()
+        while helper in self.helpers:
+            limit = min(deadline, since + STUCK_AFTER)
+            if time.monotonic() >= limit:
+                return doing
+            if self.turn(limit, read_end, select.POLLIN):
+                data = os.read(read_end, 65536)
+                if not data:  # it has ended, and its status comes
+                    self.wait(lambda: helper not in self.helpers, STUCK_AFTER)
+                    break
+                doing, since = data.split(b"\0")[-2], time.monotonic()
+        return None
 
 
 # ---- main
 
 
-LINKS = {"poweroff": 38, "reboot": 39, "halt": 37}
+LINKS = {"poweroff": (38, POWER_OFF), "reboot": (39, REBOOT), "halt": (37, HALT)}
+# What busybox's, systemd's and sysvinit's commands take. -d is refused: to one it is a delay, to another no wtmp.
+LINK_OPTIONS = {
+    "-f": "force", "--force": "force", "-n": "no-sync", "--no-sync": "no-sync", "-p": "poweroff",
+    "--poweroff": "poweroff", "--reboot": "reboot", "--halt": "halt", "-w": "wtmp-only", "--wtmp-only": "wtmp-only",
+    "--no-wtmp": "", "--no-wall": "", "-h": "", "-i": "", "--help": "help",
+}  # fmt: skip
+
+
+def parse_link_args(name, words):
+    """(LINKS' name of what to do, the set of the other options) for one of our links. Raises ValueError."""
+    asked = set()
+    for word in words:
+        letters = ["-" + letter for letter in word[1:]] if word[:1] == "-" and word[1:2] != "-" else []
+        for option in letters or [word]:
+            if option not in LINK_OPTIONS:
+                raise ValueError(f"{word}: not an option of {name}")
+            asked.add(LINK_OPTIONS[option])
+    for what in ("poweroff", "reboot", "halt"):
+        name = what if what in asked else name
+    return name, asked
+
+
+def words_of_pid_1():
+    """The words after our file's name in PID 1's command line; None if PID 1 is not this file."""
+    words = [os.fsdecode(word) for word in read_file("/proc/1/cmdline").split(b"\0")[:-1]]
+    for index, word in enumerate(words[:4]):
+        if os.path.exists(word) and os.path.samefile(word, __file__):
+            return words[index + 1 :]
+    return None
+
+
+def force(how, sync):
+    """-f: reboot(2) at once, without PID 1, on a machine and nowhere else. Raises OSError."""
+    if not in_initial_pid_namespace():
+        raise OSError(errno.EPERM, "this is a container: leave out -f")
+    load_libc()
+    if sync:
+        os.sync()
+    return call("reboot", REBOOT_COMMANDS[how][1])
 
 
 def tell_pid_1(name, words):
-    """What our links poweroff, reboot and halt do. -> exit status."""
-    if words:
-        print(f"{name}: {words[0]}: no options yet", file=sys.stderr)
-        return 2
+    """What our links poweroff, reboot and halt do: a signal to PID 1, and no waiting. -> exit status."""
     try:
-        os.kill(1, LINKS[name])
+        what, asked = parse_link_args(name, words)
+        if "help" in asked:
+            print(f"usage: {name} [-f|--force [-n|--no-sync]] [-p|--poweroff] [--reboot] [--halt] [-w|--wtmp-only]")
+        if asked & {"help", "wtmp-only"}:  # there is no wtmp
+            return 0
+        theirs = words_of_pid_1()
+        if theirs is None:
+            raise OSError(errno.ESRCH, "PID 1 is not pyinit1: use its own command")
+        number, how = LINKS[what]
+        if "force" in asked:
+            return force(how, "no-sync" not in asked)
+        os.kill(1, number)
+        options, _ = parse_args(theirs, {}, os.stat("/proc/1/ns/pid").st_ino == PROC_PID_INIT_INO)
+        if options["command"] and "respawn" not in options:
+            print(f"{name}: signal {number} sent: PID 1 passes it on to {options['command'][0]}, which decides")
         return 0
-    except OSError as why:
-        print(f"{name}: signal {LINKS[name]} to PID 1: {why.strerror}", file=sys.stderr)
-        return 1
+    except (OSError, ValueError) as why:
+        print(f"{name}: {getattr(why, 'strerror', None) or why}", file=sys.stderr)
+        return 2 if isinstance(why, ValueError) else 1
 
 
 def check(options, mode, reason):
@@ -1569,6 +1843,7 @@ def get_ready(vm):
         log.level = own_level(options)
         log.open(vm=False)
     (log.info if os.getpid() == 1 else log.warn)(f"mode: {mode}: {reason}")
+    step("/proc", hold, "/proc", os.O_RDONLY | os.O_DIRECTORY)
     if vm and container_word(options, os.environ):
         complaints.append(f"{container_word(options, os.environ)}: not in a VM")
     for complaint in complaints:

@@ -9,6 +9,7 @@ import gzip
 import io
 import os
 import pathlib
+import re
 import stat
 import tarfile
 
@@ -21,6 +22,9 @@ NOT_IN_IMAGE = ("boot/", "lib/modules/")        # of the packages: QEMU takes th
 
 # pyinit1 replaces these applets; as links to it they send what it understands, busybox's own do not.
 POWER_LINKS = ("halt", "poweroff", "reboot")
+
+DISK_MODULES = ("virtio_pci", "virtio_blk")     # ext4 is built in
+MORE_MODULES = ("loop", "overlay")
 
 # Without console the kernel starts /init with descriptors 0 to 2 closed, and without urandom Python may refuse to start.
 DEVICES = {"dev/console": (5, 1), "dev/null": (1, 3), "dev/urandom": (1, 9)}
@@ -117,6 +121,58 @@ def machine_tree(architecture, init, server_directory=None):
             raise packages.HarnessError("no %s in %s" % (name, source))
         add(tree, "sbin/" + name, file(source / name, 0o755))
     return tree
+
+
+# What a distribution's initramfs does, and no more. $ROOT, a word on the kernel's command line: how to mount it, rw or ro.
+SWITCH_ROOT = """#!/bin/busybox sh
+for type_folder in proc:proc sysfs:sys devtmpfs:dev tmpfs:run; do
+    busybox mount -t ${type_folder%%:*} ${type_folder%%:*} /${type_folder#*:}
+done
+busybox modprobe virtio_pci && busybox modprobe virtio_blk && busybox mount -t ext4 -o ${ROOT:-rw} /dev/vda /root || exit
+for folder in proc sys dev run; do busybox mount -o move /$folder /root/$folder; done
+exec busybox switch_root /root /sbin/init "$@"
+"""
+
+
+def on_a_disk(tree, architecture):
+    """Split a machine's tree: (the root that a disk holds, the small initramfs that switches to it)."""
+    root = dict(tree)
+    init = root.pop("init")
+    add(root, "sbin/init", init)
+    for name in POWER_LINKS:
+        add(root, "sbin/" + name, link("init"))
+    small = {name: link("usr/" + name) for name in MERGED}
+    for name in ("dev", "proc", "root", "run", "sys"):
+        add(small, name, directory())
+    for path, (major, minor) in DEVICES.items():
+        add(small, path, device(major, minor))
+    add(small, "bin/busybox", tree["usr/bin/busybox"])
+    add(small, "init", file(SWITCH_ROOT, 0o755))
+    add_modules(small, architecture, DISK_MODULES)
+    return root, small
+
+
+def add_modules(tree, architecture, names):
+    """Add these modules of the kernel, what they depend on, and the modules.dep that modprobe(8) reads."""
+    top = packages.first(packages.root(architecture), "lib/modules/*")
+    lines = []
+    for name in names:
+        first, *needed = with_dependencies(top, name)
+        lines.append("%s: %s\n" % (first, " ".join(needed)))
+        for path in (first, *needed):
+            add(tree, "lib/modules/%s/%s" % (top.name, path), file(top / path))
+    add(tree, "lib/modules/%s/modules.dep" % top.name, file("".join(lines)))
+
+
+def with_dependencies(top, name):
+    """The path below `top` of a module's file, then those of all that it needs: what is needed most, last (modules.dep(5))."""
+    path = packages.first(top, "**/%s.ko" % name)
+    depends = re.search(rb"\0depends=([^\0]*)\0", path.read_bytes())[1].decode()
+    found = []
+    for each in filter(None, depends.split(",")):
+        found += with_dependencies(top, each)
+    # One that several need is wanted before all of them, so its last place counts.
+    return [path.relative_to(top).as_posix(), *reversed(list(dict.fromkeys(reversed(found))))]
 
 
 def kernel(architecture):

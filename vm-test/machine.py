@@ -48,8 +48,8 @@ def kernel_words(architecture, words="", console=True):
                                  board.words, words)))
 
 
-def qemu_argv(architecture, kernel, initramfs, words, qmp=None, kvm=False):
-    """QEMU's command line. The serial console is its standard input and output.
+def qemu_argv(architecture, kernel, initramfs, words, disks=(), qmp=None, kvm=False):
+    """QEMU's command line. The serial console is its standard input and output; `disks` are the files of /dev/vda and so on.
 
     With `qmp`, the number of a connected socket, the console is all that is there: for tests. Without, it shares the terminal
     with QEMU's monitor, and Ctrl-A X leaves QEMU.
@@ -60,9 +60,17 @@ def qemu_argv(architecture, kernel, initramfs, words, qmp=None, kvm=False):
     else:
         channels = ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
                     "-chardev", "socket,id=qmp,fd=%d" % qmp, "-mon", "chardev=qmp,mode=control"]
+    for number, path in enumerate(disks):       # cache=unsafe: what this machine's disk does does not matter
+        channels += ["-drive", "if=none,id=drive%d,format=raw,cache=unsafe,file=%s" % (number, str(path).replace(",", ",,")),
+                     "-device", "virtio-blk-pci,id=%s,drive=drive%d" % (disk_name(number), number)]
     return [board.program, *board.arguments, "-accel", "kvm" if kvm else "tcg", "-cpu", "host" if kvm else "max",
             "-m", str(MEMORY), "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", *channels,
             "-kernel", str(kernel), "-initrd", str(initramfs), "-append", words]
+
+
+def disk_name(number):
+    """vda, vdb, ...: the disk's name in the guest, and in QMP."""
+    return "vd" + chr(ord("a") + number)
 
 
 def kvm_wanted():
@@ -91,9 +99,10 @@ def meaning(reason, console):
 class Machine:
     """A running machine. A context manager: at its end QEMU is gone, whatever happened."""
 
-    def __init__(self, architecture, kernel, initramfs, words):
+    def __init__(self, architecture, kernel, initramfs, words, disks=()):
+        self.disks = disks
         ours, theirs = socket.socketpair()
-        argv = qemu_argv(architecture, kernel, initramfs, words, qmp=theirs.fileno(), kvm=kvm_wanted())
+        argv = qemu_argv(architecture, kernel, initramfs, words, disks, qmp=theirs.fileno(), kvm=kvm_wanted())
         with theirs:        # setpriv: whatever becomes of us, QEMU goes with the thread that started it
             self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *argv], stdin=subprocess.PIPE, bufsize=0,
                                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=[theirs.fileno()])
@@ -114,9 +123,15 @@ class Machine:
         """Give a QMP command and wait for its answer."""
         try:
             self.socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
-            self.qmp.wait_for(r'^\{"(return|error)".*$', QEMU_SECONDS)
+            answer = self.qmp.wait_for(r'^\{"(return|error)".*$', QEMU_SECONDS)
         except (OSError, AssertionError):
             raise self.early_end("QMP: " + command) from None
+        if answer[1] == "error":
+            raise packages.HarnessError("QMP: %s: %s" % (command, answer[0]))
+
+    def stop_answering(self, number):
+        """From now on the disk of that number takes requests and answers none: one byte a second is never."""
+        self.ask("block_set_io_throttle", device="drive%d" % number, bps=1, bps_rd=0, bps_wr=0, iops=0, iops_rd=0, iops_wr=0)
 
     def press(self, *keys):
         """Press keys together and let them go: press("ctrl", "alt", "delete")."""
@@ -152,6 +167,13 @@ class Machine:
         kind, details = self.how_it_ended()
         if kind != expected:
             raise Failure("panic" if kind == "panic" else "wrong end", "%s, expected: %s" % (details, expected))
+
+    def wait_shutdown(self, seconds=DEADLINE):
+        """Wait for QMP's word of the end, without reading the console; Failure if it does not come."""
+        try:
+            self.qmp.wait_for(r'^.*"event": "SHUTDOWN".*$', seconds)
+        except AssertionError:
+            raise Failure("hang", "no end within %g s" % seconds) from None
 
     def how_it_ended(self):
         """meaning() of an end that has come: QEMU closes the console and the socket as its last deed."""

@@ -215,4 +215,4 @@ def output(argv):
 
 def say(message):
     """A word to the person at the terminal; standard output belongs to results."""
-    print("vm-test: " + message, file=sys.stderr, flush=True)
+    print("vm-test: %s" % message, file=sys.stderr, flush=True)

@@ -10,13 +10,17 @@ import collections
 import re
 import time
 
+import disks as disk_images
 import image
-from machine import BOARDS, Failure
+from machine import BOARDS, Failure, disk_name
 
 SCENARIOS = {}
 
 # changes: functions that change the tree. end: how the machine must end, QMP's reason. server: "stand-in" or "zinit".
-Scenario = collections.namedtuple("Scenario", "name says run guest words console changes end server")
+Scenario = collections.namedtuple("Scenario", "name says run guest words console changes end server disks")
+
+# An ext4 disk: its size in MiB, what it must be like at the end (disks.py), and whether it is the root, with all that the image has.
+Disk = collections.namedtuple("Disk", "mebibytes wanted root")
 
 PRELUDE = """
 say() { echo "vm-test: $*" >$OUT; }
@@ -45,12 +49,12 @@ os.execv("/pyinit1.py", ["/init", *sys.argv[1:]])
 """
 
 
-def scenario(guest="", words="", console=True, changes=(), end="guest-shutdown", server="stand-in"):
+def scenario(guest="", words="", console=True, changes=(), end="guest-shutdown", server="stand-in", disks=()):
     """Enter a function as a scenario under its name, with "-" for "_"."""
     def enter(function):
         name = function.__name__.replace("_", "-")
         says = " ".join(function.__doc__.split())
-        SCENARIOS[name] = Scenario(name, says, function, guest, words, console, changes, end, server)
+        SCENARIOS[name] = Scenario(name, says, function, guest, words, console, changes, end, server, disks)
         return function
     return enter
 
@@ -61,6 +65,8 @@ def prepare(scenario, tree, architecture):
         out = "console" if scenario.console else BOARDS[architecture].console
         text = "NAME=%s OUT=/dev/%s\n%s%s" % (scenario.name, out, PRELUDE, scenario.guest)
         image.add(tree, "etc/rc.scenario", image.file(text))
+    if scenario.disks:
+        image.add_modules(tree, architecture, image.DISK_MODULES + image.MORE_MODULES)
     for change in scenario.changes:
         change(tree)
 
@@ -69,8 +75,12 @@ def play(scenario, machine):
     """Run it to the machine's end; the figure it returns, or "". Failure says what went wrong."""
     figure = scenario.run(machine)
     machine.wait_end(scenario.end)
-    if scenario.guest and not re.search("^vm-test: ok %s$" % scenario.name, machine.console.text, re.MULTILINE):
+    if scenario.guest and not re.search("vm-test: ok %s$" % scenario.name, machine.console.text, re.MULTILINE):
         raise Failure("early power-off", "%s, and the guest never said: ok %s" % (scenario.end, scenario.name))
+    for number, disk in enumerate(scenario.disks):
+        why = disk_images.fault(machine.disks[number], disk.wanted)
+        if why:
+            raise Failure("unclean disk", "%s: %s" % (disk_name(number), why))
     return figure or ""
 
 
@@ -84,7 +94,7 @@ def expect(machine, *patterns):
 def expect_end(machine, command):
     """The phases of the end, in their order, up to reboot(2) with `command`."""
     expect(machine, "pyinit1: the end: server stopped: ", "pyinit1: the end: others stopped: ",
-           "pyinit1: the end: disks synced: ", r"pyinit1: the end: reboot\(2\): " + command)
+           "pyinit1: the end: disks (?:synced|released): ", r"pyinit1: the end: reboot\(2\): " + command)
 
 
 # ---- what changes a tree

@@ -1,0 +1,370 @@
+"""Scenarios of the end: what the disks are like afterwards, and that nothing which misbehaves holds the machine up."""
+
+import re
+import time
+
+import disks
+from machine import DEADLINE, Failure
+from scenarios import SHELL, Disk, expect, files, scenario
+
+DATA = Disk(64, disks.CLEAN, root=False)
+FROZEN_DATA = DATA._replace(wanted=disks.FROZEN)
+DEAD_DATA = DATA._replace(wanted=disks.UNJUDGED)
+ROOT = Disk(192, disks.CLEAN, root=True)
+
+# The disk's drivers, and the disk at /data; for the root on a disk both are there already.
+DISK = """
+modprobe virtio_pci && modprobe virtio_blk || failed "the disk's drivers"
+mkdir -p /data
+check "mount the disk" mount -t ext4 /dev/vda /data
+"""
+
+LEFT = re.compile(r"^pyinit1: (?:the end: (?:busy|stuck|disks: )|others (?:killed|left)).*$", re.MULTILINE)
+RELEASED = r"pyinit1: the end: disks released: ([\d.]+) s"
+DISKS_LIMIT = 10.0          # seconds, of pyinit1's own; more is the machine's slowness
+SLACK = 5.0
+
+
+def expect_release(machine, limit=DISKS_LIMIT + SLACK):
+    """The end up to the disks, within `limit` seconds; the figure for the table."""
+    expect(machine, "pyinit1: the end: server stopped: ", "pyinit1: the end: others stopped: ")
+    seconds = float(expect(machine, RELEASED)[1])
+    if seconds > limit:
+        raise Failure("too slow", "disks released after %.3f s, at most %g" % (seconds, limit))
+    expect(machine, r"pyinit1: the end: reboot\(2\): RB_POWER_OFF")
+    return "disks: %.3f s" % seconds
+
+
+def expect_nothing_left(machine, limit=DISKS_LIMIT + SLACK):
+    """The end, with nothing that was busy, stuck or killed; the figure for the table."""
+    figure = expect_release(machine, limit)
+    left = LEFT.search(machine.console.text)
+    if left:
+        raise Failure("left over", left.group())
+    return figure
+
+
+def expect_saved(machine, name, text):
+    """After the end of the machine: that file on its first disk."""
+    machine.wait_end("guest-shutdown")
+    saved = disks.read(machine.disks[0], name)
+    if saved != text:
+        raise Failure("not saved", "%s is %r, not %r" % (name, saved, text))
+
+
+# ---- mounts
+
+@scenario(disks=[DATA], guest=DISK + """
+(n=0; while :; do dd if=/dev/zero of=/data/file$((n % 8)) bs=64k count=16; mkdir -p /data/d$n; n=$((n+1)); done 2>/dev/null) &
+wait_until [ -d /data/d9 ]
+echo right >/data/text
+power_off
+""")
+def disk_busy_writer(machine):
+    """A process writes to the disk until the last moment: clean, and what was written is there."""
+    figure = expect_nothing_left(machine)
+    expect_saved(machine, "text", "right\n")
+    return figure
+
+
+@scenario(disks=[DATA], guest=DISK + """
+mkdir /data/source
+newline='new
+line'
+tab=$(printf 'a\\ttab')
+raw=$(printf 'no\\377utf8')
+for name in 'two words' "$newline" "$tab" 'back\\slash' 'octal\\040' "$raw" ' ' '#hash' '-n'; do
+    mkdir "/data/$name"
+    check "mount at a name" mount -o bind /data/source "/data/$name"
+done
+check mounts same "$(grep -c ' / /data\\|/source ' /proc/self/mountinfo)" 10
+power_off
+""")
+def disk_names(machine):
+    """Mount points with spaces, tabs, newlines, backslashes and bytes that are no UTF-8."""
+    return expect_nothing_left(machine)
+
+
+@scenario(disks=[DATA], guest=DISK + """
+mkdir /data/lower /data/upper /data/work /data/merged /data/bound /data/scratch /data/stack
+check bind mount -o bind /data/lower /data/bound
+check tmpfs mount -t tmpfs tmpfs /data/scratch
+check "on the tmpfs" mkdir /data/scratch/deep
+check "bind on the tmpfs" mount -o bind /data/upper /data/scratch/deep
+modprobe overlay || failed overlay
+check overlay mount -t overlay -o lowerdir=/data/lower,upperdir=/data/upper,workdir=/data/work overlay /data/merged
+echo text >/data/merged/file
+check "bind of a file" mount -o bind /data/upper/file /etc/group
+for _ in 1 2 3; do check stack mount -o bind /data/lower /data/stack; done
+check "over all of it" mount -t tmpfs tmpfs /data
+power_off
+""")
+def disk_stacked(machine):
+    """Bind (of a file, too), overlay and tmpfs mounts, three at one point, and one that hides them all."""
+    figure = expect_nothing_left(machine)
+    expect_saved(machine, "upper/file", "text\n")
+    return figure
+
+
+@scenario(disks=[DATA], guest=DISK + """
+mkdir /data/inner /moved
+check tmpfs mount -t tmpfs tmpfs /data/inner
+mkdir /data/inner/deep
+check bind mount -o bind /data /data/inner/deep
+check tmpfs mount -t tmpfs tmpfs /moved
+check move mount -o move /data/inner /moved
+mkdir /moved/data
+check move mount -o move /data /moved/data
+echo text >/moved/data/text
+power_off
+""")
+def disk_moved(machine):
+    """Mounts that were moved into one another, so that mountinfo's order is wrong."""
+    figure = expect_nothing_left(machine)
+    expect_saved(machine, "text", "text\n")
+    return figure
+
+
+@scenario(disks=[DATA], guest=DISK + """
+modprobe loop || failed loop
+mkdir /inside
+for name in mounted attached swap; do dd if=/dev/zero of=/data/$name bs=1M count=4 2>/dev/null; done
+check mke2fs mke2fs -F /data/mounted
+check losetup losetup /dev/loop0 /data/mounted
+check losetup losetup /dev/loop1 /data/attached
+check "mount the loop device" mount -t ext4 /dev/loop0 /inside
+echo text >/inside/text
+check mkswap mkswap /data/swap
+check swapon swapon /data/swap
+power_off
+""")
+def disk_loop_and_swap(machine):
+    """Loop devices over files of the disk, mounted and not, and a swap file: all released."""
+    return expect_nothing_left(machine)
+
+
+# Python's fork is slow in a guest; mount(2) by ctypes is not.
+MANY_MOUNTS = """
+import ctypes, os
+libc = ctypes.CDLL(None)
+for number in range(300):
+    path = b"/data/%d" % number
+    os.mkdir(path)
+    if libc.mount(b"/data", path, None, 4096, None) != 0:       # MS_BIND
+        raise SystemExit("mount %d" % number)
+"""
+MANY_SECONDS = 3.0
+
+
+@scenario(disks=[DATA], changes=[files({"root/many": MANY_MOUNTS})], guest=DISK + """
+check "300 mounts" python3 -IS /root/many
+power_off
+""")
+def disk_300_mounts(machine):
+    """300 mounts are undone within 3 s."""
+    return expect_nothing_left(machine, MANY_SECONDS)
+
+
+@scenario(disks=[DATA], guest=DISK + """
+mkdir /data/proc /data/dev /data/run
+check bind mount -o bind /proc /data/proc
+check bind mount -o rbind /dev /data/dev
+check sysfs mount -t sysfs sysfs /data/run
+power_off
+""")
+def disk_chroot(machine):
+    """The disk holds a chroot with /proc, /sys and /dev of its own: they go, so that the disk can."""
+    return expect_nothing_left(machine)
+
+
+@scenario(disks=[DATA], guest=DISK + """
+check "unmount /proc" umount -l /proc
+power_off
+""")
+def disk_no_proc(machine):
+    """Somebody has unmounted /proc before the end: the disk is clean all the same."""
+    return expect_nothing_left(machine)
+
+
+# ---- processes
+
+@scenario(disks=[DATA], guest=DISK + """
+setsid sh -c 'exec 3>/data/held 4>/data/deleted; rm /data/deleted; cd /data; echo text >&3; kill -STOP $$' &
+stopped() { grep -q "^State:.T" /proc/$1/status; }
+wait_until stopped $!
+power_off
+""")
+def disk_stopped_process(machine):
+    """A stopped process in the disk's folder holds a file open, and one that is deleted: it goes at once."""
+    # In a session of its own: else the kernel itself continues it when its group is orphaned, by its parent's end.
+    figure = expect_nothing_left(machine)
+    expect_saved(machine, "held", "text\n")
+    return figure
+
+
+@scenario(disks=[DATA], words="PYINIT1_GRACE=2", guest=DISK + """
+(trap '' TERM HUP; exec 3>/data/held; n=0; while :; do echo $n >&3; n=$((n+1)); done) &
+wait_until [ -s /data/held ]
+power_off
+""")
+def disk_deaf_process(machine):
+    """A process that ignores SIGTERM and writes on is killed when its grace is over, and named."""
+    expect(machine, r"pyinit1: others killed: still there after 2 s: pid \d+ sh$")
+    return "disks: %s s" % expect(machine, RELEASED)[1]
+
+
+@scenario(disks=[DATA], guest=DISK + """
+(trap 'usleep 1000000; echo saved >/data/saved; exit' TERM; echo >/run/set; while :; do usleep 50000; done) &
+wait_until [ -e /run/set ]
+power_off
+""")
+def disk_straggler(machine):
+    """A process that needs a second to save its work has that second."""
+    figure = expect_nothing_left(machine)
+    expect_saved(machine, "saved", "saved\n")
+    return figure
+
+
+# It stays at its limit: a shell would end where fork(2) fails. Limited, or it is the memory that ends first.
+FORK_BOMB = """
+import os, signal, time
+for number in signal.SIGTERM, signal.SIGHUP:
+    signal.signal(number, signal.SIG_IGN)
+while True:
+    try:
+        os.fork()
+    except OSError:
+        os.close(os.open("/data/full", os.O_CREAT))
+        time.sleep(0.05)
+"""
+
+
+@scenario(disks=[DATA], words="PYINIT1_GRACE=2", changes=[files({"root/bomb": FORK_BOMB})], guest=DISK + """
+read -r _ _ _ threads _ </proc/loadavg          # the fourth word is "running/all"
+echo $((${threads#*/} + 30)) >/proc/sys/kernel/threads-max
+python3 -IS /root/bomb &
+until [ -e /data/full ]; do :; done             # by the shell alone: it cannot fork any more itself
+power_off
+""")
+def disk_fork_bomb(machine):
+    """A fork bomb that ignores SIGTERM does not outlive SIGKILL."""
+    expect(machine, "pyinit1: others killed: still there after 2 s: ")
+    return "disks: %s s" % expect(machine, RELEASED)[1]
+
+
+# ---- what cannot be released
+
+FREEZE_AND_WRITE = DISK + """
+echo text >/data/text
+check freeze fsfreeze --freeze /data
+(echo more >/data/more) &
+blocked() { grep -q "^State:.D" /proc/$1/status; }
+wait_until blocked $!
+power_off
+"""
+
+
+@scenario(disks=[FROZEN_DATA], words="PYINIT1_GRACE=1", guest=FREEZE_AND_WRITE)
+def disk_frozen(machine):
+    """The disk's file system is frozen, and a process sleeps in it uninterruptibly: said, and no longer than the limits."""
+    expect(machine, r"pyinit1: others left behind: SIGKILL did not end them: pid \d+ sh")
+    figure = expect_end_with_disks(machine, "/data")
+    expect_saved(machine, "text", "text\n")
+    return figure
+
+
+def expect_end_with_disks(machine, where):
+    """The disks' phase within its limit, with a word of what could not be released; the figure."""
+    expect(machine, r"pyinit1: the end: (?:busy|stuck): (?:sync|%s).*" % re.escape(where))
+    seconds = float(expect(machine, RELEASED)[1])
+    if seconds > DISKS_LIMIT + SLACK:
+        raise Failure("too slow", "disks given up after %.3f s" % seconds)
+    expect(machine, r"pyinit1: the end: reboot\(2\): RB_POWER_OFF")
+    return "disks: %.3f s" % seconds
+
+
+@scenario(disks=[DEAD_DATA, DATA], words="PYINIT1_GRACE=1", guest=DISK + """
+mkdir /other
+check "mount the other disk" mount -t ext4 /dev/vdb /other
+echo text >/other/text
+(while :; do dd if=/dev/zero of=/data/file bs=64k count=64 2>/dev/null; done) &
+wait_until [ -s /data/file ]
+say filled
+wait_until [ -e /run/go ]
+power_off
+""", changes=[SHELL])
+def disk_stops_answering(machine):
+    """A disk answers no more while it is written to: said, the limits are kept, and another disk is clean."""
+    expect(machine, "vm-test: filled$")
+    machine.stop_answering(0)
+    machine.type("touch /run/go")
+    return expect_end_with_disks(machine, "/data")
+
+
+# A console that has taken nothing for 2 s takes no more.
+FLOOD = """
+import os, time
+console = os.open("/dev/console", os.O_WRONLY | os.O_NONBLOCK)
+last = time.monotonic()
+while time.monotonic() - last < 2:
+    try:
+        os.write(console, b"vm-test: flood\\n" * 100)
+        last = time.monotonic()
+    except BlockingIOError:
+        time.sleep(0.01)
+"""
+
+
+@scenario(disks=[DATA], changes=[files({"root/flood": FLOOD})], guest=DISK + """
+echo text >/data/text
+say ok $NAME
+python3 -IS /root/flood && echo flooded >/data/flooded
+kill -TERM 1
+""")
+def disk_deaf_console(machine):
+    """The console's reader has stopped, and the console takes nothing more: the machine ends in order."""
+    expect(machine, "^vm-test: ok ")
+    started = time.monotonic()
+    machine.wait_shutdown(DEADLINE)         # and nobody reads the console meanwhile
+    figure = "%.1f s from the flood's start" % (time.monotonic() - started)
+    expect_saved(machine, "flooded", "flooded\n")
+    return figure
+
+
+# ---- a root on a disk
+
+@scenario(disks=[ROOT], guest="""
+check "root on a disk" grep -q "^/dev/vda / ext4 rw" /proc/mounts
+check "mounted once" same "$(grep -c ' /\\(proc\\|sys\\|dev\\|run\\) ' /proc/mounts)" 4
+(while :; do dd if=/dev/zero of=/file bs=64k count=16 2>/dev/null; done) &
+wait_until [ -s /file ]
+power_off
+""")
+def root_on_a_disk(machine):
+    """An initramfs switches to a root on a disk, where /sbin/init is pyinit1: clean after the power-off."""
+    return expect_nothing_left(machine)
+
+
+@scenario(disks=[ROOT._replace(wanted=disks.FROZEN)], guest="""
+for file in $(readlink -f /usr/bin/python3) /lib/*-linux-gnu/libc.so.6 /lib/*-linux-gnu/libm.so.6 /usr/lib/*-linux-gnu/libffi.so.8.*; do
+    [ -e $file ] || continue
+    check copy cp $file $file.new
+    check rename mv $file.new $file
+done
+power_off
+""")
+def root_upgraded(machine):
+    """Python and libc were replaced by rename before the power-off: frozen, so that the journal needs no recovery."""
+    expect(machine, "pyinit1: the end: busy: /: the root: frozen")
+    return "disks: %s s" % expect(machine, RELEASED)[1]
+
+
+@scenario(disks=[ROOT], words="ROOT=ro", guest="""
+check "root read-only" grep -q "^/dev/vda / ext4 ro" /proc/mounts
+check "refuses to be written" not touch /file
+power_off
+""")
+def root_read_only(machine):
+    """A root that the initramfs mounted read-only stays so, which is said."""
+    expect(machine, "pyinit1: .*read-only", "^vm-test: ok ")
+    return expect_nothing_left(machine)
