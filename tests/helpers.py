@@ -215,6 +215,12 @@ class Namespace:
         """The Process that its namespace calls `pid` (a number or its digits)."""
         return next(process for process in self.processes() if process.pid == int(pid))
 
+    def wait_ready(self, *names):
+        """Wait until each of these guinea pigs has said that it is ready, in any order; -> their Processes."""
+        said = [poll(lambda: re.search(r"^%s: ready: pid (\d+)$" % name, self.log.drain(), re.M), SECONDS, name + " to be ready")
+                for name in names]
+        return [self.by_pid(match[1]) for match in said]
+
     def pid_said(self, pattern):
         """Wait for a line with one group that is a pid; -> its Process."""
         pid = self.wait_for(pattern).group(1)

@@ -11,7 +11,7 @@ import pytest
 
 from helpers import RPC_LIMIT, SECONDS, SLACK, AtOnce, Lines, Namespace, Process, poll
 
-STOP_TIMEOUT = 11           # of the faulty servers: more than twice an RPC's limit
+STOP_TIMEOUT = 11           # of the servers that do not end; more than twice an RPC's limit
 BY_REQUEST, BY_SIGTERM, BY_SIGKILL = "exit status 0", "killed by SIGTERM", "killed by SIGKILL"
 # What the server does -> (how it ends, seconds that its phase takes at most). Its service needs one second to save its work.
 FAULTS = {
@@ -25,12 +25,6 @@ FAULTS = {
 }
 # Those that are waited for in any case: a socket that is missing or refuses is final once the server is five seconds old.
 SLOW_FAULTS = [fault for fault, (_, limit) in FAULTS.items() if limit >= RPC_LIMIT and fault not in ("no-socket", "refused")]
-
-
-def wait_ready(namespace, *names):
-    """Wait until each of these guinea pigs has said that it is ready, in any order."""
-    for name in names:
-        poll(lambda: re.search("^%s: ready" % name, namespace.log.drain(), re.M), SECONDS, name + " to be ready")
 
 
 def got(log, name):
@@ -51,9 +45,9 @@ def end_with(fault, directory):
         namespace.service("worker", namespace.guinea_pig("worker", 1, "orphan"))
         namespace.service("victim", "setsid sleep 100000 &")
         namespace.fault(fault)
-        namespace.start("-v", "--stop-timeout", str(STOP_TIMEOUT))
+        namespace.start("-v", *["--stop-timeout", str(STOP_TIMEOUT)] * (FAULTS[fault][0] == BY_SIGKILL))
         namespace.server()
-        wait_ready(namespace, "web", "worker")
+        namespace.wait_ready("web", "worker")
         victim = poll(lambda: [process for process in namespace.children() if "100000" in process.words], SECONDS, "an orphan")[0]
         namespace.kill(signal.SIGTERM)
         namespace.wait_for("^pyinit1: the end: power off")
@@ -170,7 +164,7 @@ def end_of_all(mode, directory):
         unrelated = namespace.guinea_pig("unrelated", 0) + " &\n" if "plain" in options else ""
         namespace.start(setup=unrelated, **options)
         namespace.server()
-        wait_ready(namespace, "worker", "terminal", "stopped", *["unrelated"] * ("plain" in options))
+        namespace.wait_ready("worker", "terminal", "stopped", *["unrelated"] * ("plain" in options))
         poll(lambda: [process for process in namespace.find(" stopped ") if process.state == "T"], SECONDS, "it to stop")
         namespace.kill(signal.SIGTERM)
         return {"status": namespace.wait(), "phases": namespace.end_phases(), "log": namespace.log.text}
@@ -218,7 +212,7 @@ def test_who_was_started_from_outside_gets_sigterm_and_the_time_to_save_its_work
     namespace.start()
     namespace.server()
     visitor = namespace.enter("sh", "-c", namespace.guinea_pig("visitor", 1) + " >/proc/1/fd/1")
-    wait_ready(namespace, "visitor")
+    namespace.wait_ready("visitor")
     namespace.power_off()
     visitor.wait(SECONDS)
     assert got(namespace.log.text, "visitor") == ["SIGTERM", "SIGCONT"]
@@ -271,7 +265,7 @@ def end_of_the_unwilling(name, directory):
         namespace.fault("stays")
         namespace.start(*words, **options)
         server = namespace.server()
-        wait_ready(namespace, "stubborn", "prompt")
+        namespace.wait_ready("stubborn", "prompt")
         pid = re.search(r"^stubborn: ready: pid (\d+)", namespace.log.text, re.M).group(1)
         namespace.kill(signal.SIGTERM)
         return {"status": namespace.wait(), "phases": namespace.end_phases(), "log": namespace.log.text, "pid": pid, "server": server.pid}
@@ -306,7 +300,7 @@ def test_reaping_and_signals_go_on_during_the_grace(namespace):
     namespace.service("late", namespace.guinea_pig("late", 1, "orphan"))
     namespace.start("-v", "--grace", "3")
     namespace.server()
-    wait_ready(namespace, "stubborn", "late")
+    namespace.wait_ready("stubborn", "late")
     late = re.search(r"^late: ready: pid (\d+)", namespace.log.text, re.M).group(1)
     namespace.kill(signal.SIGTERM)
     namespace.wait_for("^stubborn: got SIGTERM")
@@ -318,7 +312,7 @@ def test_reaping_and_signals_go_on_during_the_grace(namespace):
     assert got(namespace.log.text, "stubborn") == ["SIGTERM", "SIGCONT"]
 
 
-# A process that is never the same for longer than a millisecond and ignores SIGTERM, four times; bounded in number and in time.
+# A hundred processes that ignore SIGTERM and are other ones a few milliseconds later: bounded in number and in time.
 FORK_BOMB = """#!/usr/bin/python3 -IS
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -327,7 +321,7 @@ if os.fork():
     os._exit(0)
 os.setsid()
 os.write(1, b"bomb: ready: pid %d\\n" % os.getpid())
-for _ in range(3):
+for _ in range(99):
     if os.fork() == 0:
         break
 while time.monotonic() < end:
@@ -342,7 +336,7 @@ def test_a_fork_bomb_costs_the_grace_only(tmp_path, plain):
         namespace.service("bomb", str(namespace.script("bomb", FORK_BOMB)))
         namespace.start("--grace", "1", plain=plain)
         namespace.server()
-        wait_ready(namespace, "bomb")
+        poll(lambda: "bomb: ready" in namespace.log.drain(), SECONDS, "the bomb")      # its pid is gone already
         namespace.kill(signal.SIGTERM)
         assert namespace.wait() == 0
         assert 1 <= namespace.end_phases()["others stopped"] < 1.5 + SLACK
@@ -360,7 +354,7 @@ def test_seven_interrupts_kill_all_that_is_ours_and_nobody_else(tmp_path, plain)
         namespace.fault("stays")
         namespace.start("--stop-timeout", "20", plain=plain, setup=setup * plain)
         namespace.server()
-        wait_ready(namespace, "stubborn")
+        namespace.wait_ready("stubborn")
         started = time.monotonic()
         for _ in range(7):
             namespace.kill(signal.SIGINT)
