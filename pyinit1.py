@@ -333,6 +333,7 @@ def step(what, deed, *arguments):
         log.error(f"{what}: {why}")
 
 
+MOUNTINFO, SWAPS, SYSRQ = "/proc/self/mountinfo", "/proc/swaps", "/proc/sysrq-trigger"
 held = {}  # path -> descriptor of what the end reads, opened at the start: by then somebody may have unmounted /proc
 
 
@@ -834,7 +835,7 @@ def candidates(name, env):
 
 def interpreter_of(path):
     """What the first line of a script names; a binary's is the loader of its libraries."""
-    line = read_file(path).partition(b"\n")[0]
+    line = read_file(path)[:256].partition(b"\n")[0]  # as much as the kernel reads of it
     return os.fsdecode((line[2:].split() or [b""])[0]) if line.startswith(b"#!") else "the loader"
 
 
@@ -963,7 +964,12 @@ API_TYPES = frozenset(
     b"proc sysfs devtmpfs devpts tmpfs cgroup cgroup2 securityfs selinuxfs debugfs tracefs configfs bpf pstore efivarfs"
     b" mqueue hugetlbfs binfmt_misc fusectl fuse.lxcfs nsfs autofs rpc_pipefs".split()
 )
-MOUNTINFO, SWAPS, SYSRQ = "/proc/self/mountinfo", "/proc/swaps", "/proc/sysrq-trigger"
+
+
+def unescape(field):
+    """A path of mountinfo, where space, tab, newline and backslash are written as three octal digits."""
+    first, *rest = field.split(b"\\")
+    return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
 
 
 class Mount:
@@ -978,12 +984,6 @@ class Mount:
         """Is it one of API_FOLDERS, or an API file system below one, or the initramfs, that is no disk?"""
         folder = b"/" + self.where.split(b"/")[1]
         return self.fstype == b"rootfs" or folder in API_FOLDERS and self.fstype in API_TYPES
-
-
-def unescape(field):
-    """A path of mountinfo, where space, tab, newline and backslash are written as three octal digits."""
-    first, *rest = field.split(b"\\")
-    return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
 
 
 def unmount_order(mounts):

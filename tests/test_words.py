@@ -301,6 +301,7 @@ def test_zombies_terminals_and_kernel_threads_are_told_apart():
 
 
 def test_our_own_children_are_read_as_the_kernel_has_them():
+    pyinit1.hold("/proc", os.O_RDONLY)
     pid = os.fork()
     if pid == 0:
         os._exit(0)
