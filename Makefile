@@ -12,6 +12,10 @@ QEMU_arm64 := qemu-system-aarch64:qemu-system-arm
 BOOT_NEEDS = python3:python3 $(QEMU_$(ARCH))
 TEST_NEEDS = $(BOOT_NEEDS) /sbin/mke2fs:e2fsprogs tini:tini docker:docker.io ensurepip:python3-venv strace:strace
 
+# Of the scenarios with disks a handful, so that it stays under 15 minutes; `vm-test/run` alone runs them all.
+DISKS := disk-busy-writer disk-names disk-stacked root-on-a-disk root-upgraded
+SCENARIOS = $(shell vm-test/run --list | awk '$$1 !~ /^(disk|root|zinit)/ { print $$1 }') $(DISKS)
+
 .PHONY: help boot test interop clean boot-needs test-needs venv
 
 help:           ## this text
@@ -23,7 +27,7 @@ boot: boot-needs ## a machine on this terminal, pyinit1.py as its /init (ARCH=am
 test: test-needs venv ## every test: pure functions, namespaces, Docker, and machines in QEMU; 15 minutes at most
 	@status=0; \
 	$(PYTEST) -q tests --ignore=tests/interop || status=1; \
-	vm-test/run --jobs 2 || status=1; \
+	vm-test/run --jobs 2 $(SCENARIOS) || status=1; \
 	exit $$status
 
 interop: test-needs venv ## the tests over the real zinit-server, built once by cargo (5 minutes; Rust 1.88 or newer)
