@@ -72,9 +72,11 @@ def root(architecture):
     # This file is the recipe: another one makes another tree.
     recipe = hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()[:8]
     tree = cache_dir() / "packages" / "-".join((distribution, release, architecture, recipe))
+    if tree.is_dir():
+        return tree
     tree.parent.mkdir(exist_ok=True)
     with locked(tree.parent / (architecture + ".lock")):
-        if not tree.is_dir():
+        if not tree.is_dir():           # another run may have made it meanwhile
             build(architecture, KERNELS[distribution, architecture], tree)
     return tree
 
