@@ -56,11 +56,10 @@ def test_command_that_is_missing_is_tried_again_until_it_is_there(namespace):
 
 
 def test_command_starts_clean_at_every_start(namespace):
-    script = namespace.script("kept", "#!/bin/sh\necho kept: pid $$\nexec sleep 100000\n")
-    namespace.start(*KEPT, str(script), prefix=("env", "--block-signal", "--ignore-signal"), ready=None)
+    namespace.start(*KEPT, "sleep", "100000", prefix=("env", "--block-signal", "--ignore-signal"))
     for _ in range(2):
-        namespace.wait_for(r"^kept: pid (\d+)")
-        command = poll(lambda: namespace.find("sleep 100000"), SECONDS, "sh to become sleep")[0]
+        pid = namespace.wait_for(r"^pyinit1: COMMAND started: pid (\d+)").group(1)
+        command = namespace.by_pid(pid)
         assert command.signals("SigBlk") | command.signals("SigIgn") | command.signals("SigCgt") == set()
         assert set(command.descriptors()) == {0, 1, 2}
         assert command.group == command.pid

@@ -68,6 +68,15 @@ def test_server_starts_clean_whatever_our_own_state(namespace):
     assert {int(fd) for fd in re.findall(r" (\d+) -> (?!/proc/)", namespace.log.text)} == {0, 1, 2}
 
 
+def test_no_signal_is_blocked_in_the_server(namespace):
+    """The stand-in, for sh unblocks all signals by itself."""
+    namespace.start(prefix=("env", "--block-signal"), ready=None)
+    for _ in range(2):
+        server = namespace.server()
+        assert server.signals("SigBlk") == set()
+        os.kill(server.outer, signal.SIGKILL)
+
+
 def test_a_restarted_server_starts_as_clean_as_the_first(namespace):
     script = namespace.script("reporter", REPORTER)
     namespace.start(PYINIT1_SERVER=str(script))
@@ -208,6 +217,21 @@ def test_orphans_are_reaped_while_the_server_runs_and_their_status_is_logged(nam
     assert "pyinit1: orphan reaped: pid %s: exit status 7\n" % pids["one"] in namespace.log.text
     assert "pyinit1: orphan reaped: pid %s: killed by SIGKILL\n" % pids["two"] in namespace.log.text
     assert [child.name for child in namespace.children()] == ["zinit-server"]
+
+
+def test_thousands_of_zombies_that_come_at_once_are_all_reaped(namespace):
+    """They become ours when their parent dies, with one SIGCHLD for all of them, and nothing wakes us afterwards."""
+    parent = namespace.script("parent", "#!/usr/bin/python3 -IS\nimport os, signal\nfor _ in range(2500):\n"
+                              "    if os.fork() == 0: os._exit(0)\nprint('parent: pid', os.getpid(), flush=True)\nsignal.pause()\n")
+    namespace.service("parent", "setsid %s &" % parent)
+    namespace.start()
+    parent = namespace.pid_said(r"^parent: pid (\d+)$")
+    poll(lambda: len(child_pids(parent.outer)) == 2500, SECONDS, "2,500 zombies")
+    namespace.kill(signal.SIGSTOP)
+    os.kill(parent.outer, signal.SIGKILL)
+    poll(lambda: len(child_pids(namespace.init)) > 2500, SECONDS, "the zombies to be ours")
+    namespace.kill(signal.SIGCONT)
+    poll(lambda: len(child_pids(namespace.init)) == 1, SECONDS, "nothing but the server")
 
 
 def test_reaped_orphans_are_a_warning_with_w_and_a_debug_line_without(tmp_path):
