@@ -33,6 +33,15 @@ SLACK = 4.0                 # what a busy machine may add to a limit
 
 # ---- processes, as /proc shows them
 
+def signals_of(mask):
+    """The set of signal numbers in a mask of /proc/PID/status.
+
+    Without 32 and 33: they are glibc's, nobody can change them by sigaction(3), and posix_spawn(3), by which make starts us,
+    leaves them ignored.
+    """
+    return {number for number in range(1, 65) if number not in (32, 33) and int(mask, 16) >> (number - 1) & 1}
+
+
 class Process:
     """One process: `pid` as its own namespace numbers it, `outer` as we do. OSError when it is gone."""
 
@@ -55,8 +64,7 @@ class Process:
 
     def signals(self, kind):
         """The set of signal numbers in SigBlk, SigIgn, SigCgt, ... of /proc/PID/status."""
-        mask = int(self.status[kind], 16)
-        return {number for number in range(1, 65) if mask >> (number - 1) & 1}
+        return signals_of(self.status[kind])
 
     def descriptors(self):
         """{descriptor: what it is open on}."""
