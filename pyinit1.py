@@ -212,7 +212,7 @@ def is_writable(fd, seconds=0.0):
     """poll(2): would a write of at most PIPE_BUF bytes to `fd` go through at once, if not now, then soon?"""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
-    return bool(poll.poll(seconds * 1000))
+    return bool(poll.poll(max(0.0, seconds) * 1000))  # below 0 is for ever
 
 
 def write_alone(fd, data):
@@ -950,7 +950,8 @@ def start_helper(deed):
     if pid == 0:
         log.late.clear()  # the parent writes those
         try:
-            deed()
+            step("helper", deed)
+            log.drain()
         finally:
             os._exit(0)
     return pid
@@ -997,18 +998,27 @@ def unmount_order(mounts):
             identity = parents[identity]
         return len(seen)
 
-    return sorted(mounts, key=lambda mount: depth(mount.id), reverse=True)
+    return sorted(mounts[::-1], key=lambda mount: depth(mount.id), reverse=True)  # of equal ones the newest first
 
 
 def mounts_to_release():
     """The mounts that are to go, in the order in which they can."""
-    return unmount_order([mount for mount in map(Mount, read_held(MOUNTINFO).splitlines()) if not mount.stays()])
+    mounts = []
+    for line in read_held(MOUNTINFO).split(b"\n"):
+        try:
+            mounts.append(Mount(line))
+        except (ValueError, IndexError):
+            pass  # torn by an unmount between two reads, or the empty one behind the last
+    return [mount for mount in unmount_order(mounts) if not mount.stays()]
 
 
 def loop_devices():
     """The paths of the loop devices that are in use."""
     names = os.listdir("/sys/block") if os.path.isdir("/sys/block") else ()
     return ["/dev/" + name for name in names if os.path.exists(f"/sys/block/{name}/loop/backing_file")]
+
+
+DONE = b"done"  # the last step of Release: a child that ends without it was killed
 
 
 class Release:
@@ -1018,11 +1028,18 @@ class Release:
         self.stuck = stuck  # names of the steps that hold another child: passed over
         self.report = report  # descriptor: the name of each step and a NUL before it is done
 
+    def tell(self, name):
+        """Report what is done next; the parent may be slow to read, and that is no reason to stop."""
+        try:
+            os.write(self.report, name + b"\0")
+        except OSError:
+            pass
+
     def attempt(self, name, deed, *arguments):
         """Do one step; -> why it failed, or an empty text."""
         if name in self.stuck:
             return "stuck"
-        os.write(self.report, name + b"\0")
+        self.tell(name)
         try:
             deed(*arguments)
             return ""
@@ -1033,12 +1050,14 @@ class Release:
         """Sync, release swap and loop devices, unmount, make read-only or freeze what is left, sync."""
         self.attempt(b"sync", os.sync)
         for line in read_held(SWAPS).splitlines()[1:]:
-            self.attempt(line, call, "swapoff", unescape(line.split()[0]))
+            path = unescape(line.split()[0])
+            self.attempt(path, call, "swapoff", path)
         for path in loop_devices():
             self.attempt(path.encode(), ioctl, path, LOOP_CLR_FD)  # in use still, it goes with its last user
         for where, why in self.unmount():
             self.write_protect(where, why)
-        self.attempt(b"sync", os.sync)
+        self.attempt(b"last sync", os.sync)
+        self.tell(DONE)
 
     def unmount(self):
         """umount2(2) in passes, until a pass changes nothing; -> [(path, why)] of what is left, the root among it."""
@@ -1054,6 +1073,8 @@ class Release:
 
     def write_protect(self, where, why):
         """Remount read-only; where even that is refused (we may map a file that was replaced), freeze."""
+        if where != b"/" and where not in [mount.where for mount in mounts_to_release()]:
+            return  # another child has done it, and the folder is its parent's now
         outcome, refused = "read-only", self.attempt(where, remount_read_only, where)
         if refused:
             outcome = f"frozen, as it could not be made read-only: {refused}"
@@ -1135,7 +1156,7 @@ def reap_all():
     """Take every status that is there; -> the pids."""
     pids = []
     try:
-        while not pids or pids[-1]:
+        while len(pids) < REAP_AT_ONCE and (not pids or pids[-1]):
             pids.append(os.waitpid(-1, os.WNOHANG)[0])
     except OSError:
         pass
@@ -1175,7 +1196,9 @@ def crashed(why, vm):
     if log.fd is None:
         step("log", log.open, vm)
     log.error(f"crashed: {type(why).__name__}: {why}: at {' > '.join(places)}")
+    log.drain()
     if vm:
+        step("libc", load_libc)
         park()
     os._exit(1)
 
@@ -1391,6 +1414,7 @@ class Init:
 
     def start_server(self):
         """Start the server or COMMAND; where that fails, say so and leave it to the next try."""
+        self.unsettled = bool(self.services)
         self.started_at = time.monotonic()
         self.start_at = self.started_at + RESPAWN_DELAY  # if this fails
         try:
@@ -1547,7 +1571,6 @@ class Init:
             return
         if state_was_saved(result or {}, before):
             self.services = {pid: process for pid, process in services.items() if is_our_child(pid)}
-            self.unsettled = bool(self.services)
             log.info(f"soft restart: state saved: services go on: {self.names_of_services()}")
         else:
             self.stop_services("state not saved", services.values())
@@ -1614,7 +1637,7 @@ class Init:
     def phase(self, name, deed):
         """Do one phase of the end, and log how long it took."""
         started = time.monotonic()
-        deed()
+        step(f"the end: {name}", deed)  # whatever it raises: the next phase comes
         log.info(f"the end: {name}: {time.monotonic() - started:.3f} s")
 
     def stop_server(self):
@@ -1666,12 +1689,13 @@ class Init:
         """Let a child do Release, and leave it behind where one disk holds it: another one does the rest."""
         deadline, stuck = time.monotonic() + DISKS_LIMIT, set()
         try:
-            while True:
-                doing = self.follow_release(stuck, deadline)
-                if doing is None or time.monotonic() >= deadline:
-                    break
+            doing = self.follow_release(stuck, deadline)
+            while doing != DONE and doing not in stuck:
                 log.warn(f"the end: stuck: {os.fsdecode(doing)}: going on without it")
                 stuck.add(doing)
+                if time.monotonic() >= deadline:
+                    break
+                doing = self.follow_release(stuck, deadline)
         except OSError as why:
             log.error(f"the end: disks: {why.strerror}: asking the kernel to sync and to remount read-only")
             for request in (b"s", b"u"):  # Documentation/admin-guide/sysrq.rst: both run in the kernel, not in us
@@ -1682,7 +1706,7 @@ class Init:
             log.error(f"the end: disks: given up after {DISKS_LIMIT:g} s: {os.fsdecode(b', '.join(stuck))}")
 
     def follow_release(self, stuck, deadline):
-        """Start a child that does Release; -> None when it has ended, else the step that holds it. Raises OSError."""
+        """Start a child that does Release; -> the step that holds it, or that it died of, or DONE. Raises OSError."""
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         helper = start_helper(Release(stuck, write_end).run)
         self.helpers.add(helper)
@@ -1697,8 +1721,8 @@ class Init:
                 if not data:  # it has ended, and its status comes
                     self.wait(lambda: helper not in self.helpers, STUCK_AFTER)
                     break
-                doing, since = data.split(b"\0")[-2], time.monotonic()
-        return None
+                doing, since = (data.split(b"\0")[-2:-1] or [doing])[0], time.monotonic()
+        return doing
 
 
 # ---- main
@@ -1760,8 +1784,11 @@ def tell_pid_1(name, words):
         number, how = LINKS[what]
         if "force" in asked:
             return force(how, "no-sync" not in asked)
-        os.kill(1, number)
-        options, _ = parse_args(theirs, {}, os.stat("/proc/1/ns/pid").st_ino == PROC_PID_INIT_INO)
+        try:
+            os.kill(1, number)
+        except OSError as why:
+            raise OSError(why.errno, f"signal {number} to PID 1: {why.strerror}") from None
+        options, _ = parse_args(theirs, {}, in_initial_pid_namespace())
         if options["command"] and "respawn" not in options:
             print(f"{name}: signal {number} sent: PID 1 passes it on to {options['command'][0]}, which decides")
         return 0

@@ -405,7 +405,7 @@ class AtOnce:
 
 # ---- Docker
 
-IMAGE = "pyinit1-test"
+IMAGE = "pyinit1-test-%d" % os.getpid()     # two runs at once do not remove each other's
 
 
 def docker(*words, seconds=120, check=True):

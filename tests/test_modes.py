@@ -374,7 +374,8 @@ def test_a_link_under_this_name_ends_a_container_in_order(namespace, name, line)
 
 
 @pytest.mark.parametrize("words, status, said", [((), 1, "poweroff: signal 38 to PID 1: Operation not permitted\n"),
-                                                 (("-f",), 2, "poweroff: -f: ")])
+                                                 (("-f",), 1, "poweroff: this is a container: leave out -f\n"),
+                                                 (("-x",), 2, "poweroff: -x: not an option of poweroff\n")])
 def test_a_link_that_cannot_do_what_it_is_asked_says_so(namespace, words, status, said):
     if os.getuid() != 0:
         pytest.skip("only root can become somebody who may not")
