@@ -93,8 +93,9 @@ LISTEN_LIMIT = 5.0  # from the server's start until a missing socket means that 
 RPC_LIMIT = 5.0  # one request to the server: connecting and answering together
 RESTART_LIMIT = 5.0  # soft restart: the server's exit after it was asked; then the same for services it left
 KILL_WAIT = 0.5  # reaping after SIGKILL; who is still there sleeps uninterruptibly
-DISKS_LIMIT = 10.0  # sync(2), unmounting, remounting and freezing, of all disks together
-STUCK_AFTER = 2.0  # a call on a disk that takes longer is left to the child that made it; another child does the rest
+FORK_LIMIT = 5.0  # COMMAND run once: from the first fork(2) that is refused until we give up
+DISKS_LIMIT = 10.0  # sync(2), unmounting, remounting and freezing, of all disks together, while nothing gets written
+STUCK_AFTER = 2.0  # a call that takes longer, with nothing written, is left to the child that made it; another does the rest
 HURRY_LIMIT = 2.0  # sync(2) when nobody wants to wait any more
 DRAIN_LIMIT = 0.5  # the last log lines' way to a slow reader, before reboot(2) or exit
 LOOK_AGAIN = 0.05  # between two looks at what sends no signal: others' children, a full backlog
@@ -105,8 +106,8 @@ LONGEST_SLEEP = 86400.0  # poll(2) takes its timeout in an int of milliseconds
 LATE_LINES = 100  # log lines that are kept for a slow reader
 LINE_BYTES = 900  # of one log line: /dev/kmsg takes less than 1 kB
 ANSWER_BYTES = 1 << 22  # of the server's answer: 100 and a service, each with its name
-REAP_AT_ONCE = 1000  # children reaped before signals and deadlines are looked at again
 NAMES = 20  # processes named in one line
+REAP_AT_ONCE = 1000  # children reaped before signals and deadlines are looked at again
 
 SERVER_PATHS = ("/sbin/zinit-server", "/usr/sbin/zinit-server", "/usr/bin/zinit-server", "/usr/local/bin/zinit-server")
 CONFIG_DIR = "/etc/zinit/services"
@@ -121,7 +122,7 @@ VM, CONTAINER, PLAIN = "VM", "container", "plain process"
 
 PROC_PID_INIT_INO = 0xEFFFFFFC  # include/linux/proc_ns.h: inode of the initial PID namespace
 PF_KTHREAD = 0x00200000  # include/linux/sched.h: flag of a kernel thread in /proc/PID/stat
-RB_AUTOBOOT, RB_HALT_SYSTEM, RB_POWER_OFF, RB_DISABLE_CAD = 0x01234567, 0xCDEF0123, 0x4321FEDC, 0  # <sys/reboot.h>
+RB_DISABLE_CAD = 0  # <sys/reboot.h>; the others stand in ENDINGS
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_STRICTATIME = 1, 2, 4, 8, 32, 1 << 24  # <linux/mount.h>
 UMOUNT_NOFOLLOW = 8  # <linux/fs.h>
@@ -134,33 +135,40 @@ AF_INET, SOCK_DGRAM = 2, 2  # <bits/socket.h>
 
 # ---- signals: the one table
 
-POWER_OFF, REBOOT, HALT = ENDINGS = ("power off", "reboot", "halt")
+POWER_OFF, REBOOT, HALT = "power off", "reboot", "halt"
 SOFT_RESTART, SELF_UPDATE, REAP = "soft restart", "self-update", "reap"
 UNHEARD, FAULT, OTHER = "ignored by the kernel", "no handler", "ignored"
 
 # Of two signals in one wake-up the one that stands first here is answered first.
 # 37, 38 and 39 are systemd's halt, power off and reboot, whatever number SIGRTMIN has in this libc.
-SIGNALS = (
-    (REAP, (signal.SIGCHLD,)),
-    (POWER_OFF, (signal.SIGTERM, signal.SIGPWR, 38)),
-    (REBOOT, (signal.SIGINT, 39)),
-    (HALT, (37,)),
-    (SOFT_RESTART, (signal.SIGUSR1,)),
-    (SELF_UPDATE, (signal.SIGUSR2,)),
-    (UNHEARD, (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)),
-    (FAULT, (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)),
-)
-RANK = {number: rank for rank, (_, numbers) in enumerate(SIGNALS) for number in numbers}
+ACTIONS = {
+    signal.SIGCHLD: REAP,
+    signal.SIGTERM: POWER_OFF, signal.SIGPWR: POWER_OFF, 38: POWER_OFF,
+    signal.SIGINT: REBOOT, 39: REBOOT,
+    37: HALT,
+    signal.SIGUSR1: SOFT_RESTART,
+    signal.SIGUSR2: SELF_UPDATE,
+    signal.SIGTSTP: UNHEARD, signal.SIGTTIN: UNHEARD, signal.SIGTTOU: UNHEARD,
+    signal.SIGSEGV: FAULT, signal.SIGBUS: FAULT, signal.SIGFPE: FAULT,
+    signal.SIGILL: FAULT, signal.SIGTRAP: FAULT, signal.SIGSYS: FAULT,
+}  # fmt: skip
+
+# For each ending: reboot(2)'s command by its name and number, <sys/reboot.h>, and the signal that asks PID 1 for it.
+ENDINGS = {
+    POWER_OFF: ("RB_POWER_OFF", 0x4321FEDC, 38),
+    REBOOT: ("RB_AUTOBOOT", 0x01234567, 39),
+    HALT: ("RB_HALT_SYSTEM", 0xCDEF0123, 37),
+}
 
 
 def action_for(number):
-    """What the signal `number` means to a kept server's PID 1: an action of SIGNALS, or OTHER."""
-    return SIGNALS[RANK[number]][0] if number in RANK else OTHER
+    """What the signal `number` means to a kept server's PID 1."""
+    return ACTIONS.get(number, OTHER)
 
 
 def in_order(numbers):
     """The signals of one wake-up in the order in which they are answered."""
-    return sorted(numbers, key=lambda number: (RANK.get(number, len(SIGNALS)), number))
+    return [number for number in ACTIONS if number in numbers] + sorted(numbers - ACTIONS.keys())
 
 
 SIGNAL_NUMBERS = {name: number for name, number in vars(signal).items() if name[:3] == "SIG" and "_" not in name}
@@ -333,7 +341,8 @@ def step(what, deed, *arguments):
         log.error(f"{what}: {why}")
 
 
-MOUNTINFO, SWAPS, SYSRQ = "/proc/self/mountinfo", "/proc/swaps", "/proc/sysrq-trigger"
+MOUNTINFO, SWAPS, MEMINFO = "/proc/self/mountinfo", "/proc/swaps", "/proc/meminfo"
+SYSRQ = "/proc/sysrq-trigger"
 held = {}  # path -> descriptor of what the end reads, opened at the start: by then somebody may have unmounted /proc
 
 
@@ -743,8 +752,8 @@ def boot(options):
     log.level = own_level(options)
     fill_descriptors(CONSOLE + NOTHING)
     log.open(vm=True)
-    for path, flags in ((MOUNTINFO, os.O_RDONLY), (SWAPS, os.O_RDONLY), (SYSRQ, os.O_WRONLY)):
-        step(f"boot: {path}", hold, path, flags)
+    for path in (MOUNTINFO, SWAPS, MEMINFO, SYSRQ):
+        step(f"boot: {path}", hold, path, os.O_WRONLY if path == SYSRQ else os.O_RDONLY)
     if os.statvfs("/").f_flag & os.ST_RDONLY:
         log.warn("boot: the root is read-only: left as it is")
     step("boot: links in /dev", link_dev)
@@ -925,13 +934,13 @@ def foreground_terminal():
     return None
 
 
-def take_terminal(fd):
-    """tcsetpgrp(3): our group to the foreground again, with the SIGTTOU of that blocked."""
+def set_foreground(fd, group):
+    """tcsetpgrp(3), with the SIGTTOU of that blocked: put a process group into the terminal's foreground."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
     try:
-        os.tcsetpgrp(fd, os.getpgrp())
+        os.tcsetpgrp(fd, group)
     except OSError as why:
-        log.debug(f"terminal not taken back: {why.strerror}")
+        log.debug(f"terminal not given to group {group}: {why.strerror}")
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
@@ -1016,6 +1025,12 @@ def loop_devices():
     """The paths of the loop devices that are in use."""
     names = os.listdir("/sys/block") if os.path.isdir("/sys/block") else ()
     return ["/dev/" + name for name in names if os.path.exists(f"/sys/block/{name}/loop/backing_file")]
+
+
+def unwritten():
+    """How much waits for disks, in kB: Dirty and Writeback of /proc/meminfo, proc(5)."""
+    fields = [line.split() for line in read_held(MEMINFO).splitlines()]
+    return sum(int(field[1]) for field in fields if field[0] in (b"Dirty:", b"Writeback:"))
 
 
 DONE = b"done"  # the last step of Release: a child that ends without it was killed
@@ -1134,16 +1149,9 @@ def listed_pids(services):
 
 # ---- the last things: they work without the loop, and are met again in Init
 
-REBOOT_COMMANDS = {
-    POWER_OFF: ("RB_POWER_OFF", RB_POWER_OFF),
-    REBOOT: ("RB_AUTOBOOT", RB_AUTOBOOT),
-    HALT: ("RB_HALT_SYSTEM", RB_HALT_SYSTEM),
-}
-
-
 def try_reboot(how):
     """reboot(2) as one of ENDINGS asks for it. Returns only if that fails."""
-    name, command = REBOOT_COMMANDS[how]
+    name, command, _ = ENDINGS[how]
     log.info(f"the end: reboot(2): {name}")
     log.drain()
     try:
@@ -1182,7 +1190,7 @@ def park():
     log.error("parked: nothing is started any more, and a request to end tries reboot(2)")
     while True:
         reap_all()
-        action = action_for(signal.sigwait([number for number in RANK if action_for(number) in (REAP, *ENDINGS)]))
+        action = action_for(signal.sigwait([number for number in ACTIONS if ACTIONS[number] in (REAP, *ENDINGS)]))
         if action != REAP:
             hurry(action)
 
@@ -1225,6 +1233,7 @@ class Init:
         self.report = None  # descriptor on which the child says why exec failed, until it has closed it
         self.start_at = 0.0  # when the server is to be started, time.monotonic()
         self.started_at = 0.0  # when it was
+        self.give_up_at = time.monotonic() + FORK_LIMIT  # from then on a COMMAND run once is not tried again
         self.services = {}  # pid -> Process: services that are our children, since a soft restart
         self.unsettled = False  # a new server has not yet said which of them it took over
         self.helpers = set()  # pids of the children that do what could block us
@@ -1234,6 +1243,7 @@ class Init:
         self.restart = False  # a soft restart was asked for
         self.request = None  # the first of ENDINGS that was asked for
         self.ending = False  # the end is under way: nothing is started any more
+        self.disks_deadline = 0.0  # when the disks' time is over, time.monotonic()
         self.had_terminal = set()  # identities of the processes that had one when the end began
         self.status = 0  # our exit status, where we exit
 
@@ -1310,13 +1320,15 @@ class Init:
         tell = log.warn if "w" in self.options else log.debug if log.level >= DEBUG else None
         for _ in range(REAP_AT_ONCE):
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG | (os.WUNTRACED if self.forwards else 0))
             except ChildProcessError:
                 return True
             if pid == 0:
                 return False
-            if os.WIFSTOPPED(status):
-                continue  # a child that called ptrace(PTRACE_TRACEME): nobody has asked us
+            if os.WIFSTOPPED(status):  # an orphan's stop is nobody's business; one by ptrace(2) comes unasked
+                if pid == self.server and self.forwards:
+                    self.command_stopped(os.WSTOPSIG(status))
+                continue
             self.services.pop(pid, None)
             if pid == self.server:
                 self.server_ended(status)
@@ -1332,7 +1344,7 @@ class Init:
         self.read_report()
         pid, self.server, self.start_at = self.server, None, time.monotonic() + RESPAWN_DELAY
         if self.terminal is not None:
-            take_terminal(self.terminal)
+            set_foreground(self.terminal, os.getpgrp())
         if self.started:
             log.info(f"{self.what} ended: pid {pid}: {how_it_ended(status)}")
         if self.once:
@@ -1343,11 +1355,27 @@ class Init:
             if left:  # nobody can tell its services from other orphans any more, so none is stopped
                 log.warn(f"services may run twice: the server died and left: {names(left)}")
 
+    def command_stopped(self, number):
+        """COMMAND was stopped, by ^Z say: PID 1 continues it, for nobody could type `fg`; a plain process stops, too."""
+        if os.getpid() == 1:
+            log.warn(f"COMMAND continued: pid {self.server}: {signal_name(number)} stopped it, and PID 1 has no `fg`")
+        else:
+            if self.terminal is not None:
+                set_foreground(self.terminal, os.getpgrp())
+            handler = signal.signal(number, signal.SIG_DFL) if number != signal.SIGSTOP else None
+            os.kill(os.getpid(), number)  # we go on here when a shell's `fg` or `bg` has sent us SIGCONT
+            if handler is not None:
+                signal.signal(number, handler)
+            self.terminal = foreground_terminal()
+        if self.terminal is not None:
+            set_foreground(self.terminal, self.server)
+        kill(-self.server, signal.SIGCONT)
+
     # -- answering
 
     def answer(self, number):
         """Answer one signal: pass it on, or note what is to be done. Nothing waits in here."""
-        if self.forwards:
+        if self.forwards and self.server is not None:
             self.signal_server(self.rewrite.get(number, number))
             return
         action = action_for(number)
@@ -1423,12 +1451,11 @@ class Init:
             self.started = " ".join(argv)
             self.server, self.report = spawn(argv, self.prepare)
         except OSError as why:
-            self.not_started(f"{why.filename or 'fork'}: {why.strerror}")
-            if self.once:
-                self.status, self.request = failure_code(why), POWER_OFF
-        if self.once:
-            while self.given:
-                os.close(self.given.pop())
+            give_up = self.once and self.started_at >= self.give_up_at
+            self.not_started(f"{why.filename or 'fork'}: {why.strerror}", again=not give_up)
+            self.status, self.request = 126 if self.once else 0, POWER_OFF if give_up else self.request
+        while self.once and self.server is not None and self.given:
+            os.close(self.given.pop())
 
     def prepare(self):
         """In the child: its own group or session, its terminal and folder; -> its environment."""
@@ -1440,7 +1467,7 @@ class Init:
             else:
                 os.setpgid(0, 0)
                 if self.terminal is not None:
-                    os.tcsetpgrp(self.terminal, os.getpid())  # SIGTTOU is blocked, like all signals, until exec
+                    set_foreground(self.terminal, os.getpid())
             os.chdir(self.cwd)
         except OSError as why:
             log.warn(f"{self.what} starts without: {why}")
@@ -1458,12 +1485,12 @@ class Init:
         self.report = None
         if failure:
             self.started = ""
-            self.not_started(failure)
+            self.not_started(failure, again=not self.once)
         else:
             log.info(f"{self.what} started: pid {self.server}: {self.started}")
 
-    def not_started(self, why):
-        log.seldom(f"{self.what} not started: {why}" + ("" if self.once else "; trying again every second"))
+    def not_started(self, why, again):
+        log.seldom(f"{self.what} not started: {why}" + ("; trying again every second" if again else ""))
 
     def terminate(self):
         """SIGTERM, or what -r makes of it, and SIGCONT: a stopped process sees no SIGTERM."""
@@ -1687,48 +1714,52 @@ class Init:
 
     def release_disks(self):
         """Let a child do Release, and leave it behind where one disk holds it: another one does the rest."""
-        deadline, stuck = time.monotonic() + DISKS_LIMIT, set()
+        self.disks_deadline, stuck = time.monotonic() + DISKS_LIMIT, set()
         try:
-            doing = self.follow_release(stuck, deadline)
+            doing = self.follow_release(stuck)
             while doing != DONE and doing not in stuck:
                 log.warn(f"the end: stuck: {os.fsdecode(doing)}: going on without it")
                 stuck.add(doing)
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= self.disks_deadline:
                     break
-                doing = self.follow_release(stuck, deadline)
+                doing = self.follow_release(stuck)
         except OSError as why:
             log.error(f"the end: disks: {why.strerror}: asking the kernel to sync and to remount read-only")
             for request in (b"s", b"u"):  # Documentation/admin-guide/sysrq.rst: both run in the kernel, not in us
                 step(SYSRQ, os.write, held.get(SYSRQ, -1), request)
-            deadline = time.monotonic() + HURRY_LIMIT
+            self.disks_deadline = time.monotonic() + HURRY_LIMIT
             self.wait(lambda: False, HURRY_LIMIT)
-        if not self.wait(lambda: not self.helpers, deadline - time.monotonic()):
+        if not self.wait(lambda: not self.helpers, self.disks_deadline - time.monotonic()):
             log.error(f"the end: disks: given up after {DISKS_LIMIT:g} s: {os.fsdecode(b', '.join(stuck))}")
 
-    def follow_release(self, stuck, deadline):
+    def follow_release(self, stuck):
         """Start a child that does Release; -> the step that holds it, or that it died of, or DONE. Raises OSError."""
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         helper = start_helper(Release(stuck, write_end).run)
         self.helpers.add(helper)
         os.close(write_end)
-        doing, since = b"starting", time.monotonic()
+        doing, since, left = b"starting", time.monotonic(), unwritten()
         while helper in self.helpers:
-            limit = min(deadline, since + STUCK_AFTER)
-            if time.monotonic() >= limit:
-                return doing
-            if self.turn(limit, read_end, select.POLLIN):
+            if self.turn(min(self.disks_deadline, since + STUCK_AFTER), read_end, select.POLLIN):
                 data = os.read(read_end, 65536)
                 if not data:  # it has ended, and its status comes
                     self.wait(lambda: helper not in self.helpers, STUCK_AFTER)
                     break
                 doing, since = (data.split(b"\0")[-2:-1] or [doing])[0], time.monotonic()
+            if time.monotonic() >= min(self.disks_deadline, since + STUCK_AFTER):
+                before, left = left, unwritten()
+                if left >= before:
+                    return doing
+                # A disk that is slow, not dead: this time does not count.
+                log.info(f"the end: {os.fsdecode(doing)}: {left} kB are not written yet")
+                self.disks_deadline, since = self.disks_deadline + time.monotonic() - since, time.monotonic()
         return doing
 
 
 # ---- main
 
 
-LINKS = {"poweroff": (38, POWER_OFF), "reboot": (39, REBOOT), "halt": (37, HALT)}
+LINKS = {"poweroff": POWER_OFF, "reboot": REBOOT, "halt": HALT}
 # What busybox's, systemd's and sysvinit's commands take. -d is refused: to one it is a delay, to another no wtmp.
 LINK_OPTIONS = {
     "-f": "force", "--force": "force", "-n": "no-sync", "--no-sync": "no-sync", "-p": "poweroff",
@@ -1738,7 +1769,7 @@ LINK_OPTIONS = {
 
 
 def parse_link_args(name, words):
-    """(LINKS' name of what to do, the set of the other options) for one of our links. Raises ValueError."""
+    """(one of ENDINGS, the set of options) for one of our links. Raises ValueError."""
     asked = set()
     for word in words:
         letters = ["-" + letter for letter in word[1:]] if word[:1] == "-" and word[1:2] != "-" else []
@@ -1746,9 +1777,9 @@ def parse_link_args(name, words):
             if option not in LINK_OPTIONS:
                 raise ValueError(f"{word}: not an option of {name}")
             asked.add(LINK_OPTIONS[option])
-    for what in ("poweroff", "reboot", "halt"):
+    for what in LINKS:
         name = what if what in asked else name
-    return name, asked
+    return LINKS[name], asked
 
 
 def words_of_pid_1():
@@ -1767,13 +1798,13 @@ def force(how, sync):
     load_libc()
     if sync:
         os.sync()
-    return call("reboot", REBOOT_COMMANDS[how][1])
+    return call("reboot", ENDINGS[how][1])
 
 
 def tell_pid_1(name, words):
     """What our links poweroff, reboot and halt do: a signal to PID 1, and no waiting. -> exit status."""
     try:
-        what, asked = parse_link_args(name, words)
+        how, asked = parse_link_args(name, words)
         if "help" in asked:
             print(f"usage: {name} [-f|--force [-n|--no-sync]] [-p|--poweroff] [--reboot] [--halt] [-w|--wtmp-only]")
         if asked & {"help", "wtmp-only"}:  # there is no wtmp
@@ -1781,7 +1812,7 @@ def tell_pid_1(name, words):
         theirs = words_of_pid_1()
         if theirs is None:
             raise OSError(errno.ESRCH, "PID 1 is not pyinit1: use its own command")
-        number, how = LINKS[what]
+        number = ENDINGS[how][2]
         if "force" in asked:
             return force(how, "no-sync" not in asked)
         try:
@@ -1834,15 +1865,14 @@ def answer_at_once(options, complaints, mode, reason):
     sys.exit(0)
 
 
-def become_subreaper(options):
-    """Not PID 1: our descendants' orphans shall come to us, and we may have to go with our parent."""
+def become_subreaper(options, parent):
+    """Not PID 1: our descendants' orphans shall come to us, and we may have to go with `parent`, who started us."""
     load_libc()
-    try:
-        prctl(PR_SET_CHILD_SUBREAPER, 1)
-        if "parent-death" in options:
-            prctl(PR_SET_PDEATHSIG, options["parent-death"])
-    except OSError as why:
-        log.error(f"prctl: {why.strerror}: orphans are not reaped")
+    step("prctl: orphans are not reaped", prctl, PR_SET_CHILD_SUBREAPER, 1)
+    if "parent-death" in options:
+        step("prctl: our parent's death goes unnoticed", prctl, PR_SET_PDEATHSIG, options["parent-death"])
+        if os.getppid() != parent:  # it died before that
+            os.kill(os.getpid(), options["parent-death"])
 
 
 def leave_folder():
@@ -1857,6 +1887,7 @@ def leave_folder():
 
 def get_ready(vm):
     """Everything up to the point where the server can be started. -> Init."""
+    parent = os.getppid()
     options, complaints = parse_args(sys.argv[1:], os.environ, vm)
     mode, reason = where_am_i(os.getpid(), vm, container_word(options, os.environ))
     if not vm:
@@ -1876,7 +1907,7 @@ def get_ready(vm):
     for complaint in complaints:
         log.warn(f"ignored: {complaint}")
     if os.getpid() != 1:
-        become_subreaper(options)
+        become_subreaper(options, parent)
     init = Init(options, mode)
     init.given, init.cwd = given, leave_folder()
     init.terminal = foreground_terminal() if init.command and not vm else None

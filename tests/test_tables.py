@@ -134,7 +134,8 @@ def test_the_readmes_modes_are_the_docstrings():
 
 def test_the_docstrings_signals_are_the_tables():
     """Every row, in any order: the same signals, and a meaning that begins with the action's name (or is its beginning)."""
-    table = {frozenset(numbers): action for action, numbers in pyinit1.SIGNALS}
+    table = {frozenset(number for number in pyinit1.ACTIONS if pyinit1.ACTIONS[number] == action): action
+             for action in pyinit1.ACTIONS.values()}
     rows = {cells[0]: cells[1] for cells in docstring_rows("signal ")}
     assert rows.pop("others") == "logged"
     assert {frozenset(pyinit1.parse_signal(word) for word in words.split(", ")) for words in rows} == set(table)
@@ -148,24 +149,23 @@ def test_the_readmes_signals_are_the_docstrings():
 
 
 def test_of_two_signals_that_end_the_docstring_has_the_first_on_top():
-    actions = [action for action, _ in pyinit1.SIGNALS]
+    actions = list(dict.fromkeys(pyinit1.ACTIONS.values()))
     meanings = [cells[1] for cells in docstring_rows("signal ")]
     assert [action for action in actions if action in pyinit1.ENDINGS] == [text for text in meanings if text in pyinit1.ENDINGS]
 
 
 def test_our_links_send_what_the_table_understands():
-    for number, how in pyinit1.LINKS.values():
+    for how, (_, _, number) in pyinit1.ENDINGS.items():
         assert pyinit1.action_for(number) == how
-    assert {name: how for name, (_, how) in pyinit1.LINKS.items()} == {"poweroff": "power off", "reboot": "reboot", "halt": "halt"}
+    assert pyinit1.LINKS == {"poweroff": "power off", "reboot": "reboot", "halt": "halt"}
     said = re.search(r"signals (\d+), (\d+) and (\d+)", README).groups()
-    assert [int(number) for number in said] == [number for number, _ in pyinit1.LINKS.values()]
+    assert [int(number) for number in said] == [number for _, _, number in pyinit1.ENDINGS.values()]
 
 
 def test_each_way_to_end_has_its_reboot_command():
     """The numbers of <sys/reboot.h>."""
-    assert pyinit1.REBOOT_COMMANDS == {"power off": ("RB_POWER_OFF", 0x4321FEDC), "reboot": ("RB_AUTOBOOT", 0x01234567),
-                                       "halt": ("RB_HALT_SYSTEM", 0xCDEF0123)}
-    assert set(pyinit1.REBOOT_COMMANDS) == set(pyinit1.ENDINGS)
+    assert {how: row[:2] for how, row in pyinit1.ENDINGS.items()} == {
+        "power off": ("RB_POWER_OFF", 0x4321FEDC), "reboot": ("RB_AUTOBOOT", 0x01234567), "halt": ("RB_HALT_SYSTEM", 0xCDEF0123)}
 
 
 def test_a_file_system_is_mounted_after_the_one_it_lies_on():

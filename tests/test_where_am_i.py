@@ -94,7 +94,7 @@ def as_pid(monkeypatch, pid):
 
 def test_reboot_is_refused_to_all_but_pid_1(monkeypatch):
     done = as_pid(monkeypatch, 7)
-    for command in (pyinit1.RB_POWER_OFF, pyinit1.RB_AUTOBOOT, pyinit1.RB_HALT_SYSTEM, pyinit1.RB_DISABLE_CAD):
+    for command in [command for _, command, _ in pyinit1.ENDINGS.values()] + [pyinit1.RB_DISABLE_CAD]:
         with pytest.raises(PermissionError):
             pyinit1.reboot(command)
     assert done == []
@@ -102,7 +102,7 @@ def test_reboot_is_refused_to_all_but_pid_1(monkeypatch):
 
 def test_reboot_is_not_refused_to_pid_1(monkeypatch):
     done = as_pid(monkeypatch, 1)
-    pyinit1.reboot(pyinit1.RB_POWER_OFF)
+    pyinit1.reboot(0x4321FEDC)
     assert done == [("reboot", 0x4321FEDC)]
 
 
