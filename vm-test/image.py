@@ -153,15 +153,15 @@ def on_a_disk(tree, architecture):
 
 
 def add_modules(tree, architecture, names):
-    """Add these modules of the kernel, what they depend on, and the modules.dep that modprobe(8) reads."""
+    """Add these modules of the kernel, what they depend on, and the modules.dep that modprobe(8) reads; {name: with_dependencies()}."""
     top = packages.first(packages.root(architecture), "lib/modules/*")
-    lines = []
-    for name in names:
-        first, *needed = with_dependencies(top, name)
-        lines.append("%s: %s\n" % (first, " ".join(needed)))
-        for path in (first, *needed):
-            add(tree, "lib/modules/%s/%s" % (top.name, path), file(top / path))
-    add(tree, "lib/modules/%s/modules.dep" % top.name, file("".join(lines)))
+    files = {name: with_dependencies(top, name) for name in names}
+    for path in {path for paths in files.values() for path in paths}:
+        add(tree, "lib/modules/%s/%s" % (top.name, path), file(top / path))
+    if files:
+        lines = ["%s: %s\n" % (first, " ".join(needed)) for first, *needed in files.values()]
+        add(tree, "lib/modules/%s/modules.dep" % top.name, file("".join(lines)))
+    return files
 
 
 def with_dependencies(top, name):

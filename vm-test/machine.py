@@ -23,13 +23,14 @@ GUEST_FAILED = "^vm-test: failed: .*$"      # what a script in the guest says wh
 PANIC = re.compile(r"^.*Kernel panic - not syncing.*$", re.MULTILINE)
 
 # An architecture's machine: QEMU's program, its arguments, the guest's serial console, the kernel's words for its own log on that
-# line without any console that /init could open, and other words: on a busy host the kernel finds QEMU's timer broken, and panics.
-Board = collections.namedtuple("Board", "program arguments console no_console words")
+# line without any console that /init could open, other words (on a busy host the kernel finds QEMU's timer broken, and panics), and
+# the modules that its keyboard needs.
+Board = collections.namedtuple("Board", "program arguments console no_console words keyboard")
 BOARDS = {
     "amd64": Board("qemu-system-x86_64", ("-machine", "q35"),
-                   "ttyS0", "console=none earlyprintk=serial,ttyS0,115200,keep", "no_timer_check"),
-    "arm64": Board("qemu-system-aarch64", ("-machine", "virt"),
-                   "ttyAMA0", "console=none keep_bootcon earlycon", ""),
+                   "ttyS0", "console=none earlyprintk=serial,ttyS0,115200,keep", "no_timer_check", ()),
+    "arm64": Board("qemu-system-aarch64", ("-machine", "virt", "-device", "virtio-keyboard-pci"),
+                   "ttyAMA0", "console=none keep_bootcon earlycon", "", ("virtio_pci", "virtio_input")),
 }
 
 
@@ -48,7 +49,7 @@ def kernel_words(architecture, words="", console=True):
                                  board.words, words)))
 
 
-def qemu_argv(architecture, kernel, initramfs, words, disks=(), qmp=None, kvm=False):
+def qemu_argv(architecture, kernel, initramfs, words, disks=(), memory=MEMORY, qmp=None, kvm=False):
     """QEMU's command line. The serial console is its standard input and output; `disks` are the files of /dev/vda and so on.
 
     With `qmp`, the number of a connected socket, the console is all that is there: for tests. Without, it shares the terminal
@@ -64,7 +65,7 @@ def qemu_argv(architecture, kernel, initramfs, words, disks=(), qmp=None, kvm=Fa
         channels += ["-drive", "if=none,id=drive%d,format=raw,cache=unsafe,file=%s" % (number, str(path).replace(",", ",,")),
                      "-device", "virtio-blk-pci,id=%s,drive=drive%d" % (disk_name(number), number)]
     return [board.program, *board.arguments, "-accel", "kvm" if kvm else "tcg", "-cpu", "host" if kvm else "max",
-            "-m", str(MEMORY), "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", *channels,
+            "-m", str(memory), "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", *channels,
             "-kernel", str(kernel), "-initrd", str(initramfs), "-append", words]
 
 
@@ -99,10 +100,10 @@ def meaning(reason, console):
 class Machine:
     """A running machine. A context manager: at its end QEMU is gone, whatever happened."""
 
-    def __init__(self, architecture, kernel, initramfs, words, disks=()):
+    def __init__(self, architecture, kernel, initramfs, words, disks=(), memory=MEMORY):
         self.disks = disks
         ours, theirs = socket.socketpair()
-        argv = qemu_argv(architecture, kernel, initramfs, words, disks, qmp=theirs.fileno(), kvm=kvm_wanted())
+        argv = qemu_argv(architecture, kernel, initramfs, words, disks, memory, qmp=theirs.fileno(), kvm=kvm_wanted())
         with theirs:        # setpriv: whatever becomes of us, QEMU goes with the thread that started it
             self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *argv], stdin=subprocess.PIPE, bufsize=0,
                                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=[theirs.fileno()])
@@ -129,17 +130,22 @@ class Machine:
         if answer[1] == "error":
             raise packages.HarnessError("QMP: %s: %s" % (command, answer[0]))
 
+    def throttle(self, number, bytes_per_second):
+        """From now on the disk of that number is so slow."""
+        self.ask("block_set_io_throttle", device="drive%d" % number, bps=bytes_per_second, bps_rd=0, bps_wr=0,
+                 iops=0, iops_rd=0, iops_wr=0)
+
     def stop_answering(self, number):
         """From now on the disk of that number takes requests and answers none: one byte a second is never."""
-        self.ask("block_set_io_throttle", device="drive%d" % number, bps=1, bps_rd=0, bps_wr=0, iops=0, iops_rd=0, iops_wr=0)
+        self.throttle(number, 1)
 
     def press(self, *keys):
         """Press keys together and let them go: press("ctrl", "alt", "delete")."""
         self.ask("send-key", keys=[{"type": "qcode", "data": key} for key in keys])
 
-    def type(self, text):
-        """Type a line on the console."""
-        self.process.stdin.write(text.encode() + b"\r")
+    def type(self, text, end="\r"):
+        """Type a line on the console; with end="" as it is, so type("\x03", end="") is ^C."""
+        self.process.stdin.write((text + end).encode())
 
     def wait_for(self, pattern, seconds=DEADLINE, partial=False):
         """The console's next match of `pattern` (waiting.Lines); Failure if the guest says that it failed, ends, or hangs."""

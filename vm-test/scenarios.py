@@ -12,12 +12,13 @@ import time
 
 import disks as disk_images
 import image
-from machine import BOARDS, Failure, disk_name
+from machine import BOARDS, MEMORY, Failure, disk_name
 
 SCENARIOS = {}
 
-# changes: functions that change the tree. end: how the machine must end, QMP's reason. server: "stand-in" or "zinit".
-Scenario = collections.namedtuple("Scenario", "name says run guest words console changes end server disks")
+# changes: functions that change the tree. end: how the machine must end, QMP's reason. server: "stand-in" or "zinit". modules: of the
+# kernel, which the script inserts. keyboard: it has one, for Ctrl-Alt-Del. memory: in MiB.
+Scenario = collections.namedtuple("Scenario", "name says run guest words console changes end server disks modules keyboard memory")
 
 # An ext4 disk: its size in MiB, what it must be like at the end (disks.py), and whether it is the root, with all that the image has.
 Disk = collections.namedtuple("Disk", "mebibytes wanted root")
@@ -49,12 +50,20 @@ os.execv("/pyinit1.py", ["/init", *sys.argv[1:]])
 """
 
 
-def scenario(guest="", words="", console=True, changes=(), end="guest-shutdown", server="stand-in", disks=()):
+# What a keyboard's driver needs is there before /init, as in an initramfs with udev.
+KEYBOARD = """#!/bin/busybox sh
+for module in %s; do busybox insmod /lib/modules/*/$module; done
+exec /next-init "$@"
+"""
+
+
+def scenario(guest="", words="", console=True, changes=(), end="guest-shutdown", server="stand-in", disks=(), modules=(),
+             keyboard=False, memory=MEMORY):
     """Enter a function as a scenario under its name, with "-" for "_"."""
     def enter(function):
         name = function.__name__.replace("_", "-")
         says = " ".join(function.__doc__.split())
-        SCENARIOS[name] = Scenario(name, says, function, guest, words, console, changes, end, server, disks)
+        SCENARIOS[name] = Scenario(name, says, function, guest, words, console, changes, end, server, disks, modules, keyboard, memory)
         return function
     return enter
 
@@ -65,10 +74,15 @@ def prepare(scenario, tree, architecture):
         out = "console" if scenario.console else BOARDS[architecture].console
         text = "NAME=%s OUT=/dev/%s\n%s%s" % (scenario.name, out, PRELUDE, scenario.guest)
         image.add(tree, "etc/rc.scenario", image.file(text))
-    if scenario.disks:
-        image.add_modules(tree, architecture, image.DISK_MODULES + image.MORE_MODULES)
+    drivers = BOARDS[architecture].keyboard if scenario.keyboard else ()
+    disks = image.DISK_MODULES + image.MORE_MODULES if scenario.disks else ()
+    files = image.add_modules(tree, architecture, [*drivers, *disks, *scenario.modules])
     for change in scenario.changes:
         change(tree)
+    if drivers:
+        in_order = [path for name in drivers for path in reversed(files[name])]
+        image.add(tree, "next-init", tree["init"])
+        image.add(tree, "init", image.file(KEYBOARD % " ".join(dict.fromkeys(in_order)), 0o755))
 
 
 def play(scenario, machine):
@@ -283,7 +297,7 @@ def server_killed(machine):
     return "back after %.2f s" % seconds
 
 
-@scenario(changes=[without("sbin/zinit-server")], end="guest-reset")
+@scenario(changes=[without("sbin/zinit-server")], keyboard=True, end="guest-reset")
 def no_server(machine):
     """Without a server: one line that lists where it looked, and Ctrl-Alt-Del still reboots."""
     expect(machine, "pyinit1: server not started: .*/sbin/zinit-server.*/usr/sbin/zinit-server.*"
@@ -294,7 +308,7 @@ def no_server(machine):
     expect(machine, r"pyinit1: the end: reboot\(2\): RB_AUTOBOOT")
 
 
-@scenario(changes=[files({"sbin/zinit-server": "#!/bin/sh\n"})], end="guest-reset")
+@scenario(changes=[files({"sbin/zinit-server": "#!/bin/sh\n"})], keyboard=True, end="guest-reset")
 def server_not_executable(machine):
     """A server that is not executable: one line with its path, and Ctrl-Alt-Del still reboots."""
     expect(machine, "pyinit1: server not started: .*/sbin/zinit-server", "pyinit1: ready: ")
