@@ -838,19 +838,20 @@ def server_argv(path, env, level, mode):
 
 def candidates(name, env):
     """The paths that the command `name` can mean, in execvp(3)'s order."""
-    folders = env.get("PATH", DEFAULT_PATH).split(":")
-    return [name] if "/" in name or not name else [f"{folder or '.'}/{name}" for folder in folders]
+    folders = env.get("PATH", DEFAULT_PATH).split(":") if name else ()  # "" is not found
+    return [name] if "/" in name else [f"{folder or '.'}/{name}" for folder in folders]
 
 
 def interpreter_of(path):
     """What the first line of a script names; a binary's is the loader of its libraries."""
     line = read_file(path)[:256].partition(b"\n")[0]  # as much as the kernel reads of it
-    return os.fsdecode((line[2:].split() or [b""])[0]) if line.startswith(b"#!") else "the loader"
+    words = line[2:].replace(b"\t", b" ").split(b" ")  # and as it splits it: a \r is part of the name
+    return os.fsdecode(next(filter(None, words), b"")) if line.startswith(b"#!") else "the loader"
 
 
 def exec_command(argv, env):
     """Become argv[0], looked up on PATH as execvp(3) does. Returns never; raises OSError."""
-    failure = FileNotFoundError(errno.ENOENT, "not found", argv[0])
+    failure = FileNotFoundError(errno.ENOENT, "not found", argv[0] or "''")
     for path in candidates(argv[0], env):
         try:
             os.execve(path, argv, env)
@@ -884,7 +885,7 @@ def run_child(argv, prepare, report):
         exec_command(argv, env)
     except Exception as why:
         code = failure_code(why)
-        text = f"{getattr(why, 'filename', None) or argv[0]}: {getattr(why, 'strerror', None) or why}"
+        text = f"{getattr(why, 'filename', None) or repr(argv[0])}: {getattr(why, 'strerror', None) or why}"
         os.write(report, text.encode("utf-8", "surrogateescape"))
     finally:
         os._exit(code)
@@ -1357,6 +1358,8 @@ class Init:
 
     def command_stopped(self, number):
         """COMMAND was stopped, by ^Z say: PID 1 continues it, for nobody could type `fg`; a plain process stops, too."""
+        if number == signal.SIGSTOP and os.getpid() == 1:
+            return  # no key sends that: somebody wants it to stand still
         if os.getpid() == 1:
             log.warn(f"COMMAND continued: pid {self.server}: {signal_name(number)} stopped it, and PID 1 has no `fg`")
         else:
@@ -1875,6 +1878,15 @@ def become_subreaper(options, parent):
             os.kill(os.getpid(), options["parent-death"])
 
 
+def restore_locale():
+    """In the C locale Python sets LC_CTYPE in our environment (PEP 538): give the child what we were given."""
+    with open("/proc/self/environ", "rb") as file:
+        _, given, rest = (b"\0" + file.read()).partition(b"\0LC_CTYPE=")
+    os.environ.pop("LC_CTYPE", None)
+    if given:
+        os.environ["LC_CTYPE"] = os.fsdecode(rest.partition(b"\0")[0])
+
+
 def leave_folder():
     """Go to /; -> the folder that we were in."""
     try:
@@ -1902,6 +1914,7 @@ def get_ready(vm):
         log.open(vm=False)
     (log.info if os.getpid() == 1 else log.warn)(f"mode: {mode}: {reason}")
     step("/proc", hold, "/proc", os.O_RDONLY | os.O_DIRECTORY)
+    step("environment", restore_locale)
     if vm and container_word(options, os.environ):
         complaints.append(f"{container_word(options, os.environ)}: not in a VM")
     for complaint in complaints:

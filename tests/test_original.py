@@ -14,9 +14,8 @@ from helpers import PYINIT1, SECONDS, Namespace, child_pids, mutant, poll
 # What turns pyinit1.py into the original, one point at a time: (text, replacement).
 IGNORES_ZINIT_SOCKET = ('self.connect(connection, os.environ.get("ZINIT_SOCKET", SOCKET), deadline)',
                         "self.connect(connection, SOCKET, deadline)")
-REAPS_ONLY_THE_SERVER = ("                pid, status = os.waitpid(-1, os.WNOHANG)\n            except",
-                         "                pid, status = os.waitpid(self.server if self.ending and self.server else -1, os.WNOHANG)\n"
-                         "            except")
+REAPS_ONLY_THE_SERVER = ("                pid, status = os.waitpid(-1, os.WNOHANG |", "                "
+                         "pid, status = os.waitpid(self.server if self.ending and self.server else -1, os.WNOHANG |")
 LEAVES_UNSAVED_SERVICES = ('            self.stop_services("state not saved", services.values())', "            pass")
 STARTS_ONE_MORE_SERVER = ("        self.end()\n\n    def adopt_server",
                           "        if self.server is None:\n            self.start_server()\n"

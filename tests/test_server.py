@@ -83,6 +83,8 @@ def test_a_restarted_server_starts_as_clean_as_the_first(namespace):
     server = namespace.pid_said(r"^reporter: ready: pid (\d+)")
     os.kill(server.outer, signal.SIGKILL)
     again = namespace.pid_said(r"^reporter: ready: pid (\d+)")
+    poll(lambda: Process(again.outer).name == "sleep", SECONDS, "sh, which catches signals of its own, to be gone")
+    again = Process(again.outer)
     assert again.signals("SigBlk") | again.signals("SigIgn") | again.signals("SigCgt") == set()
     assert set(again.descriptors()) == {0, 1, 2}
     second = namespace.log.text.rpartition("SigBlk:")[2]

@@ -245,7 +245,7 @@ def test_a_server_that_cannot_be_executed_is_an_error_that_names_it(tmp_path, mo
 
 @pytest.mark.parametrize("name, path, found", [
     ("ls", "/a:/b", ["/a/ls", "/b/ls"]), ("ls", "/a::/b:", ["/a/ls", "./ls", "/b/ls", "./ls"]), ("./ls", "/a", ["./ls"]), ("a/ls", "/a", ["a/ls"]),
-    ("/bin/ls", "/a", ["/bin/ls"]), ("", "/a", [""]), ("ls", "", ["./ls"]),
+    ("/bin/ls", "/a", ["/bin/ls"]), ("", "/a", []), ("ls", "", ["./ls"]),
 ])
 def test_candidates(name, path, found):
     assert pyinit1.candidates(name, {"PATH": path}) == found
