@@ -487,3 +487,11 @@ def load_pyinit1(path=PYINIT1):
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader("pyinit1", loader))
     loader.exec_module(module)
     return module
+
+
+# ---- signals that wait
+
+def pending(process):
+    """The signals that wait for a Process now: SigPnd is its first thread's, ShdPnd the whole process's."""
+    now = Process(process.outer)
+    return now.signals("SigPnd") | now.signals("ShdPnd")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import PYTHON, SECONDS, AtOnce, Lines, Namespace, Process, poll
+from helpers import PYTHON, SECONDS, AtOnce, Lines, Namespace, Process, pending, poll
 
 PLACES = {"container": {}, "plain-process": {"plain": True}}
 GRACE = 10.0                # s: what takes less did not wait for the grace
@@ -288,12 +288,6 @@ os.write(1, b"unwilling: ready\\n")
 sys.stdin.read()
 signal.pthread_sigmask(signal.SIG_SETMASK, ())
 """
-
-
-def pending(process):
-    """The signals that wait for a process: SigPnd is its thread's, ShdPnd its own."""
-    process = Process(process.outer)
-    return process.signals("SigPnd") | process.signals("ShdPnd")
 
 
 @everywhere
