@@ -10,13 +10,14 @@ export PYTHONDONTWRITEBYTECODE := 1
 QEMU_amd64 := qemu-system-x86_64:qemu-system-x86
 QEMU_arm64 := qemu-system-aarch64:qemu-system-arm
 BOOT_NEEDS = python3:python3 $(QEMU_$(ARCH))
+SOAK_NEEDS = $(BOOT_NEEDS) /sbin/mke2fs:e2fsprogs
 TEST_NEEDS = $(BOOT_NEEDS) /sbin/mke2fs:e2fsprogs tini:tini docker:docker.io ensurepip:python3-venv strace:strace
 
 # Of the scenarios with disks a handful, so that it stays under 15 minutes; `vm-test/run` alone runs them all.
 DISKS := disk-busy-writer disk-names disk-stacked root-on-a-disk root-upgraded
 SCENARIOS = $(shell vm-test/run --list | awk '$$1 !~ /^(disk|root|zinit)/ { print $$1 }') $(DISKS)
 
-.PHONY: help boot test interop clean boot-needs test-needs venv
+.PHONY: help boot test soak interop clean boot-needs soak-needs test-needs venv
 
 help:           ## this text
 	@sed -n 's/^\([a-z]*\): .*## /    make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -29,6 +30,9 @@ test: test-needs venv ## every test: pure functions, namespaces, Docker, and mac
 	$(PYTEST) -q tests --ignore=tests/interop || status=1; \
 	vm-test/run --jobs 2 $(SCENARIOS) || status=1; \
 	exit $$status
+
+soak: soak-needs ## N=200 machines that end at random, with what misbehaves; their disks checked (SEED=, ARCH=, JOBS=2, INIT=FILE)
+	@vm-test/soak.py --arch $(ARCH) --jobs $(or $(JOBS),2) $(if $(SEED),--seed $(SEED)) $(if $(INIT),--init '$(INIT)') $(or $(N),200)
 
 interop: test-needs venv ## the tests over the real zinit-server, built once by cargo (5 minutes; Rust 1.88 or newer)
 	@python3 tests/interop/build_zinit.py
@@ -57,6 +61,9 @@ endef
 
 boot-needs:
 	$(call install,$(BOOT_NEEDS))
+
+soak-needs:
+	$(call install,$(SOAK_NEEDS))
 
 test-needs:
 	$(call install,$(TEST_NEEDS))
