@@ -291,9 +291,6 @@ def play(plan, running, patience, moments):
     moments.append(end_time(running) or time.time())
     if judgement != plan.ending.reason:
         raise wrong_end(judgement, details, "expected: " + plan.ending.reason)
-    complaint = COMPLAINTS.search(running.console.text)
-    if complaint:
-        raise machine.Failure("a complaint", complaint.group())
 
 
 def wanted(plan, where):
@@ -301,15 +298,18 @@ def wanted(plan, where):
     return disks.FROZEN if where == "/" and "python replaced" in plan.company else disks.CLEAN
 
 
-def check(plan, paths):
-    """Failure if a disk is not clean, or if it was never written to: a disk that nobody mounted is always clean."""
+def check(plan, paths, console):
+    """Failure if a disk is not clean, or was never written to (one that nobody mounted is always clean), or of a complaint."""
     for (where, _), path in zip(DISKS, paths):
         why = disks.fault(path, wanted(plan, where))
         if why:
             raise machine.Failure("unclean disk", "%s: %s" % (where, why))
-        saved = disks.read(path, os.path.join(where if where == "/" else "/", "saved"))
+        saved = disks.read(path, "saved")
         if saved != "%d\n" % plan.seed:
             raise machine.Failure("not saved", "%s: what was written before the request is %r" % (where, saved))
+    complaint = COMPLAINTS.search(console)
+    if complaint:
+        raise machine.Failure("a complaint", complaint.group())
 
 
 # ---- one machine, and all of them
@@ -349,7 +349,7 @@ def attempt(options, base, plan, directory, moments):
             play(plan, running, options.patience, moments)
         finally:
             (directory / "console").write_text(running.console.drain(), encoding="utf-8")
-    check(plan, paths)
+    check(plan, paths, running.console.text)
 
 
 def judge(options, base, seed, directory):
