@@ -12,6 +12,7 @@ QEMU_arm64 := qemu-system-aarch64:qemu-system-arm
 BOOT_NEEDS = python3:python3 $(QEMU_$(ARCH))
 SOAK_NEEDS = $(BOOT_NEEDS) /sbin/mke2fs:e2fsprogs
 TEST_NEEDS = $(BOOT_NEEDS) /sbin/mke2fs:e2fsprogs tini:tini docker:docker.io ensurepip:python3-venv strace:strace
+BENCH_NEEDS = python3:python3 tini:tini dumb-init:dumb-init catatonit:catatonit docker:docker.io gnuplot:gnuplot-nox
 
 # Of the scenarios with disks a handful, so that it stays under 15 minutes; `vm-test/run` alone runs them all.
 DISKS := disk-busy-writer disk-names disk-stacked root-on-a-disk root-upgraded
@@ -37,6 +38,10 @@ soak: soak-needs ## N=200 machines that end at random, with what misbehaves; the
 interop: test-needs venv ## the tests over the real zinit-server, built once by cargo (5 minutes; Rust 1.88 or newer)
 	@python3 tests/interop/build_zinit.py
 	@$(PYTEST) -q tests/interop
+
+.PHONY: bench bench-needs
+bench: bench-needs ## pyinit1 side by side with tini, dumb-init, catatonit, zinit-pid1: 4 minutes (PLOT=FILE.svg: a picture too)
+	@tests/bench/run $(if $(PLOT),--plot '$(PLOT)')
 
 clean:          ## delete what was fetched and built
 	rm -rf '$(CACHE)/packages' '$(CACHE)/venv' '$(CACHE)'/zinit-*
@@ -67,6 +72,9 @@ soak-needs:
 
 test-needs:
 	$(call install,$(TEST_NEEDS))
+
+bench-needs:
+	$(call install,$(BENCH_NEEDS))
 
 # pytest, in an environment of its own; the mark comes last, so an interrupted one is made again.
 venv: test-needs

@@ -43,7 +43,8 @@ def test_a_percentile_is_one_of_the_values():
     assert figures.percentile([7], 50) == 7
 
 
-@pytest.mark.parametrize("value, text", [(0, "0"), (0.05123, "0.0512"), (0.9, "0.900"), (7.184, "7.18"), (23.14, "23.1"), (1234.4, "1234"), (-14.2, "-14.2")])
+@pytest.mark.parametrize("value, text", [(0, "0"), (0.05123, "0.0512"), (0.9, "0.900"), (7.184, "7.18"), (23.14, "23.1"),
+                                         (1234.4, "1234"), (-14.2, "-14.2")])
 def test_figures_have_three_digits_and_no_exponent(value, text):
     assert figures.digits(value) == text
 

@@ -34,9 +34,10 @@ def digits(value):
     return "%.*f" % (max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0, value)
 
 
-def spread(values, scale):
-    """Median and 99th percentile of seconds, times `scale`."""
-    return "%s / %s" % (digits(statistics.median(values) * scale), digits(percentile(values, 99) * scale))
+def spreads(samples, scale):
+    """The cells of samples: median and 99th percentile, times `scale`."""
+    return {name: "%s / %s" % (digits(statistics.median(values) * scale), digits(percentile(values, 99) * scale))
+            for name, values in samples.items()}
 
 
 def ratios(samples, base):
@@ -54,7 +55,7 @@ def cells(values):
 def whole_rows(place, samples):
     """A whole run around `true`: seconds; ALONE is BARE, in the place of any init."""
     times = ratios(samples, ALONE)
-    return [Row("around `true` as %s, ms, median / 99 %%" % place, "", None, {name: spread(each, 1e3) for name, each in samples.items()}),
+    return [Row("around `true` as %s, ms, median / 99 %%" % place, "", None, spreads(samples, 1e3)),
             Row("times `%s`" % BARE, "≤ %g" % WHOLE_GOALS[place], times[US] <= WHOLE_GOALS[place], cells(times))]
 
 
@@ -64,7 +65,7 @@ def signal_rows(samples):
     if "tini" in samples:
         met = met and ratios(samples, "tini")[US] <= SIGNAL_GOAL
     return [Row("a signal's way to COMMAND, µs, median / 99 %", "≤ %g tini / ≤ %g" % (SIGNAL_GOAL, SIGNAL_WORST * 1e6), met,
-                {name: spread(each, 1e6) for name, each in samples.items()})]
+                spreads(samples, 1e6))]
 
 
 def idle_rows(kind, seconds, wakeups):
@@ -82,9 +83,10 @@ def memory_rows(kind, resident):
 
 def orphan_rows(count, samples):
     """`count` orphans made and reaped: seconds of each round. A round that leaves a zombie never ends."""
-    rows = [Row("%d orphans, none left a zombie, s" % count, "", None, {name: digits(sum(each)) for name, each in samples.items()})]
+    rows = [Row("%d orphans, none left a zombie, s" % count, "", None, cells({name: sum(each) for name, each in samples.items()}))]
     if "tini" in samples:
-        times = {name: statistics.median(one / tini for one, tini in zip(each, samples["tini"])) for name, each in samples.items()}
+        times = {name: statistics.median(one / tini for one, tini in zip(each, samples["tini"]))
+                 for name, each in samples.items()}
         rows.append(Row("times tini's", "≤ %g" % ORPHANS_GOAL, times[US] <= ORPHANS_GOAL, cells(times)))
     return rows
 
@@ -93,7 +95,7 @@ def stop_rows(samples):
     """`docker stop`: seconds; ALONE is COMMAND itself as PID 1, and what it takes is COMMAND's own time."""
     own = statistics.median(samples[ALONE])
     beyond = {name: statistics.median(each) - own for name, each in samples.items() if name != ALONE}
-    return [Row("`docker stop` of a prompt COMMAND, ms, median / 99 %", "", None, {name: spread(each, 1e3) for name, each in samples.items()}),
+    return [Row("`docker stop` of a prompt COMMAND, ms, median / 99 %", "", None, spreads(samples, 1e3)),
             Row("beyond COMMAND's own", "≤ %g" % (STOP_GOAL * 1e3), beyond[US] <= STOP_GOAL,
                 {name: "%.0f" % (value * 1e3) for name, value in beyond.items()})]
 
@@ -117,7 +119,8 @@ def table(rows):
     lines += [[row.what, goal_in_words(row), *(row.cells.get(name, "") for name in columns)] for row in rows]
     widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths[:2]] + ["-" * (width - 1) + ":" for width in widths[2:]])
-    texts = [[text.ljust(width) if at < 2 else text.rjust(width) for at, (text, width) in enumerate(zip(line, widths))] for line in lines]
+    texts = [[text.ljust(width) if at < 2 else text.rjust(width) for at, (text, width) in enumerate(zip(line, widths))]
+             for line in lines]
     return "".join("| %s |\n" % " | ".join(line) for line in texts)
 
 
@@ -132,9 +135,10 @@ def quoted(text):
 
 
 def gnuplot_script(panels, path):
-    """gnuplot's commands that draw {title: {column: [seconds]}} side by side into the SVG `path`: what share takes how long at most."""
-    script = ["set terminal svg size %d,420 background 'white' font 'sans-serif,13'" % (520 * len(panels)), "set output " + quoted(path),
-              "set multiplot layout 1,%d" % len(panels), "set logscale x", "set grid", "set key below", "set yrange [0:100]"]
+    """gnuplot's commands that draw {title: {curve: [seconds]}} side by side into the SVG `path`."""
+    script = ["set terminal svg size %d,420 background 'white' font 'sans-serif,13'" % (520 * len(panels)),
+              "set output " + quoted(path), "set multiplot layout 1,%d" % len(panels),
+              "set logscale x", "set grid", "set key below", "set yrange [0:100]"]
     for title, samples in panels.items():
         blocks = {name: "$data%d" % number for number, name in enumerate(samples)}
         for name, values in samples.items():
