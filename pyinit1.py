@@ -48,7 +48,8 @@ exit status: COMMAND's own, 128+N if signal N killed it, 127 not found, 126 not 
 ended by request; 1 for an end at once and for a bug of ours; 2 for a bad option. In a VM it never exits: that would
 be a kernel panic.
 
-files: /etc/zinit/services, /run/zinit.sock, /run/zinit/state.json, /etc/hostname
+files: /etc/zinit/services, /run/zinit.sock, /run/zinit/state.json, /etc/hostname; this file's path + .new and
+.new.sha256 for a self-update, + .old for the file before it; the same beside the server, taken at its soft restart
 
 Why it is written as it is: PID 1 that blocks stops the reaping, PID 1 that dies takes everything along, and at
 shutdown files may be gone. So there is one loop with one blocking call, every wait has a bound, imports are few
@@ -77,6 +78,7 @@ if __name__ == "__main__" and not sys.flags.isolated:
 
 import errno
 import fcntl
+import marshal
 import os
 import select
 import stat
@@ -96,6 +98,10 @@ KILL_WAIT = 0.5  # reaping after SIGKILL; who is still there sleeps uninterrupti
 FORK_LIMIT = 5.0  # COMMAND run once: from the first fork(2) that is refused until we give up
 DISKS_LIMIT = 10.0  # sync(2), unmounting, remounting and freezing, of all disks together, while nothing gets written
 STUCK_AFTER = 2.0  # a call that takes longer, with nothing written, is left to the child that made it; another does the rest
+UPDATE_LIMIT = 10.0  # a new file's checks, its trial start and its way to the disk
+PROBATION = 60.0  # for so long after an update a crash brings the old file back
+CRASHES, CRASHES_WITHIN = 5, 60.0  # so many crashes of ours within so many seconds are the last
+SERVER_DEATHS = 3  # a server that was updated may die so often within PROBATION; then the old one comes back
 HURRY_LIMIT = 2.0  # sync(2) when nobody wants to wait any more
 DRAIN_LIMIT = 0.5  # the last log lines' way to a slow reader, before reboot(2) or exit
 LOOK_AGAIN = 0.05  # between two looks at what sends no signal: others' children, a full backlog
@@ -107,6 +113,7 @@ LATE_LINES = 100  # log lines that are kept for a slow reader
 LINE_BYTES = 900  # of one log line: /dev/kmsg takes less than 1 kB
 ANSWER_BYTES = 1 << 22  # of the server's answer: 100 and a service, each with its name
 NAMES = 20  # processes named in one line
+OWN_BYTES, SERVER_BYTES = 1 << 20, 1 << 30  # the largest file that an update takes: ours, the server's
 REAP_AT_ONCE = 1000  # children reaped before signals and deadlines are looked at again
 
 SERVER_PATHS = ("/sbin/zinit-server", "/usr/sbin/zinit-server", "/usr/bin/zinit-server", "/usr/local/bin/zinit-server")
@@ -129,6 +136,7 @@ UMOUNT_NOFOLLOW = 8  # <linux/fs.h>
 FIFREEZE = 0xC0045877  # <linux/fs.h>: _IOWR('X', 119, int)
 LOOP_CLR_FD = 0x4C01  # <linux/loop.h>
 MCL_CURRENT = 1  # <asm-generic/mman.h>
+CLONE_NEWPID = 0x20000000  # <linux/sched.h>
 TIOCSCTTY = 0x540E  # <asm-generic/ioctls.h>
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # <linux/sockios.h>, <linux/if.h>
 AF_INET, SOCK_DGRAM = 2, 2  # <bits/socket.h>
@@ -384,6 +392,7 @@ def load_libc():
         library.mlockall.argtypes = [c_int]
         library.sethostname.argtypes = [c_char_p, c_ulong]
         library.socket.argtypes = [c_int, c_int, c_int]
+        library.unshare.argtypes = [c_int]
         libc = library
     except (ImportError, OSError, AttributeError) as why:
         log.error(f"no ctypes: {why}: no mounts, no subreaper, no reboot(2)")
@@ -494,6 +503,15 @@ def parse_rewrite(word):
     return source, 0 if second == "0" else parse_signal(second)
 
 
+def parse_adopted(word):
+    """(pid of the server, descriptor of the state or None) of PID or PID:FD, as reexec() writes it."""
+    pid, _, fd = word.partition(":")
+    return (
+        parse_number(pid, 0 if fd else 1, 2**22, "a process id"),  # proc(5): the highest pid_max
+        parse_number(fd, 3, OPEN_FILES, "a descriptor") if fd else None,
+    )
+
+
 OPTIONS = (
     # letter, long name, its argument: None, or a function from the word to the value that raises ValueError
     ("c", "container", None),
@@ -506,7 +524,7 @@ OPTIONS = (
     ("", "grace", parse_seconds),
     ("", "log-level", parse_level),
     ("", "check", None),
-    ("", "adopt-server", lambda word: parse_number(word, 1, 2**22, "a process id")),  # proc(5): the highest pid_max
+    ("", "adopt-server", parse_adopted),
     ("s", "", None),
     ("v", "", None),
     ("w", "", None),
@@ -896,6 +914,7 @@ def spawn(argv, prepare):
 
     The report is empty if exec worked, and says why it did not otherwise. Nobody waits for it: the loop reads it.
     """
+    pid = 0
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     # Blocked around fork: a handler of ours that ran in the child would swallow the signal, and wake the parent.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -906,6 +925,8 @@ def spawn(argv, prepare):
         return pid, read_end
     except BaseException:
         os.close(read_end)
+        if pid:
+            kill(pid, signal.SIGKILL)  # nobody would know of it
         raise
     finally:
         os.close(write_end)
@@ -955,15 +976,20 @@ def is_our_child(pid):
 
 
 def start_helper(deed):
-    """fork(2) a child that does deed(), which may block, and exits; -> its pid. Raises OSError."""
+    """fork(2) a child that does deed(), which may block, and exits: 0 if it was done; -> its pid. Raises OSError."""
     pid = os.fork()
     if pid == 0:
-        log.late.clear()  # the parent writes those
+        code = 1
         try:
-            step("helper", deed)
-            log.drain()
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # our handlers mean nothing in here
+            log.late.clear()  # the parent writes those
+            deed()
+            code = 0
+        except Exception as why:
+            log.error(f"{type(why).__name__}: {why}" if not isinstance(why, (OSError, ValueError)) else str(why))
         finally:
-            os._exit(0)
+            log.drain()
+            os._exit(code)
     return pid
 
 
@@ -1148,6 +1174,143 @@ def listed_pids(services):
     return [state.get("pid") for state in states if isinstance(state, dict)]
 
 
+# ---- re-exec: this process starts its file anew; server, orphans, statuses, descriptors and pending signals stay
+
+OWN_PATH = os.path.realpath(__file__)
+
+
+def reexec(path, words, state):
+    """execve(2) of `path` with our `words`; `state` goes along in a memfd. Raises OSError, and has changed nothing.
+
+    All signals must be blocked: what comes meanwhile stays pending.
+    """
+    fd = os.memfd_create("pyinit1", 0)  # without MFD_CLOEXEC
+    try:
+        os.write(fd, marshal.dumps(state, 2))  # a form that every Python 3 reads
+        os.lseek(fd, 0, os.SEEK_SET)
+        flags = "I" * sys.flags.isolated + "S" * sys.flags.no_site
+        python = sys.executable or "/proc/self/exe"
+        if words[:1] == ["--adopt-server"]:
+            words = words[2:]
+        server = state["server"] or 0
+        argv = [python, *(["-" + flags] if flags else []), path, "--adopt-server", f"{server}:{fd}", *words]
+        os.execve(python, argv, os.environ)
+    finally:
+        os.close(fd)
+
+
+def handed_over(words):
+    """The state that reexec() left for a process with these words; {} if there is none: a kernel's words may say anything."""
+    try:
+        fd = parse_adopted(words[1])[1] if words[:1] == ["--adopt-server"] else None
+        with open(fd, "rb") as file:
+            return dict(marshal.loads(file.read()))
+    except (IndexError, TypeError, ValueError, EOFError, OSError):
+        return {}
+
+
+# ---- updates: FILE.new takes the place of FILE, which is kept as FILE.old; only children of ours do this
+
+
+def check_owner(path, status):
+    """Raise ValueError if somebody else than root and us can write there."""
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+        raise ValueError(f"{path}: not only ours to write: owner {status.st_uid}, mode {status.st_mode & 0o7777:o}")
+
+
+def read_trusted(path, most):
+    """The file at `path`, no link, of `most` bytes at most, that nobody else can write. Raises OSError, ValueError."""
+    folder = path
+    while folder != "/":
+        folder = os.path.dirname(folder)
+        check_owner(folder, os.stat(folder))
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        check_owner(path, status)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+            raise ValueError(f"{path}: expected a file of at most {most} bytes")
+        return file.read(most)
+
+
+def verify(path, most):
+    """The content of FILE.new, which is what FILE.new.sha256 says. Raises OSError, ValueError."""
+    import hashlib
+
+    content = read_trusted(path + ".new", most)
+    words = read_trusted(path + ".new.sha256", 4096).split()
+    if words[:1] != [hashlib.sha256(content).hexdigest().encode()]:
+        raise ValueError(f"{path}.new: its SHA-256 is not the one in {path}.new.sha256")
+    return content
+
+
+def sync_path(path):
+    """fsync(2) of a file or folder. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def install(path):
+    """FILE to FILE.old, FILE.new to FILE: there is a FILE at every moment. Raises OSError, and then FILE is as it was."""
+    os.chmod(path + ".new", os.stat(path).st_mode & 0o7777)
+    sync_path(path + ".new")
+    if os.path.lexists(path + ".old~"):
+        os.unlink(path + ".old~")
+    os.link(path, path + ".old~")
+    os.replace(path + ".old~", path + ".old")
+    os.replace(path + ".new", path)
+    os.unlink(path + ".new.sha256")
+    sync_path(os.path.dirname(path))
+
+
+def bring_back(path):
+    """FILE.old to FILE. Raises OSError."""
+    os.replace(path + ".old", path)
+    sync_path(os.path.dirname(path))
+
+
+def trial_start(path, words):
+    """Start the file in a PID namespace of its own, where that is allowed; it takes over a child, and has to get ready.
+
+    Raises OSError, and ValueError with the last line that it wrote.
+    """
+    step("no PID namespace for the trial start", call, "unshare", CLONE_NEWPID)
+    read_end, write_end = os.pipe()
+    trial = os.fork()
+    if trial == 0:
+        os.setpgid(0, 0)
+        os.dup2(write_end, 2)
+        server = os.fork()
+        if server == 0:
+            signal.sigwait([signal.SIGTERM])
+            os._exit(0)
+        reexec(path, words, {"server": server})
+    os.close(write_end)
+    text = b""
+    while b"pyinit1: ready" not in text:
+        part = os.read(read_end, 65536)
+        if not part:
+            raise ValueError(f"{path}: did not start: {(text.splitlines() or [b''])[-1].decode('utf-8', 'replace')}")
+        text += part
+    os.killpg(trial, signal.SIGKILL)
+
+
+def update_ourselves(words):
+    """Check our new file, try it, install it. Raises OSError, ValueError, SyntaxError."""
+    load_libc()
+    compile(verify(OWN_PATH, OWN_BYTES), OWN_PATH + ".new", "exec")
+    trial_start(OWN_PATH + ".new", words)
+    install(OWN_PATH)
+
+
+def update_server(path):
+    """Check the server's new file, and install it. Raises OSError, ValueError."""
+    verify(path, SERVER_BYTES)
+    install(path)
+
+
 # ---- the last things: they work without the loop, and are met again in Init
 
 def try_reboot(how):
@@ -1162,26 +1325,33 @@ def try_reboot(how):
 
 
 def reap_all():
-    """Take every status that is there; -> the pids."""
-    pids = []
+    """Take every status that is there."""
     try:
-        while len(pids) < REAP_AT_ONCE and (not pids or pids[-1]):
-            pids.append(os.waitpid(-1, os.WNOHANG)[0])
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
     except OSError:
         pass
-    return pids
+
+
+def done_in_time(deed, seconds):
+    """Let a child do deed(), without the loop: all signals are blocked. -> whether it was done within `seconds`."""
+    deadline = time.monotonic() + seconds
+    try:
+        helper = start_helper(deed)
+        while time.monotonic() < deadline:
+            pid, status = os.waitpid(helper, os.WNOHANG)
+            if pid:
+                return status == 0
+            signal.sigtimedwait([signal.SIGCHLD], max(0.0, deadline - time.monotonic()))
+    except OSError as why:
+        log.error(f"not done: {why.strerror}")
+    return False
 
 
 def hurry(how):
     """Sync in a child for at most HURRY_LIMIT, then reboot(2). Returns only if that fails."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    deadline = time.monotonic() + HURRY_LIMIT
-    try:
-        helper = start_helper(os.sync)
-        while helper not in reap_all() and time.monotonic() < deadline:
-            signal.sigtimedwait([signal.SIGCHLD], max(0.0, deadline - time.monotonic()))
-    except OSError as why:
-        log.error(f"disks not synced: fork: {why.strerror}")
+    done_in_time(os.sync, HURRY_LIMIT)
     try_reboot(how)
 
 
@@ -1196,23 +1366,14 @@ def park():
             hurry(action)
 
 
-def crashed(why, vm):
-    """An exception in PID 1: a machine's parks, another one exits. Never returns."""
-    places, frame = [], why.__traceback__
-    while frame is not None:
-        places.append(f"{frame.tb_frame.f_code.co_name}:{frame.tb_lineno}")
-        frame = frame.tb_next
-    if log.fd is None:
-        step("log", log.open, vm)
-    log.error(f"crashed: {type(why).__name__}: {why}: at {' > '.join(places)}")
-    log.drain()
-    if vm:
-        step("libc", load_libc)
-        park()
-    os._exit(1)
-
-
 # ---- PID 1: its state, its loop, and what it does
+
+
+# What the next one gets over a re-exec: attributes of Init, all of them numbers, texts, and lists of such.
+HANDED_OVER = (
+    "server", "started", "start_at", "started_at", "unsettled", "cwd", "terminal", "restart", "update", "request", "ending",
+    "status", "reaped", "crashes", "probation", "server_probation", "server_deaths",
+)  # fmt: skip
 
 
 class Init:
@@ -1237,7 +1398,13 @@ class Init:
         self.give_up_at = time.monotonic() + FORK_LIMIT  # from then on a COMMAND run once is not tried again
         self.services = {}  # pid -> Process: services that are our children, since a soft restart
         self.unsettled = False  # a new server has not yet said which of them it took over
-        self.helpers = set()  # pids of the children that do what could block us
+        self.helpers = {}  # pid -> status, or None: children that do what could block us
+        self.crashes = []  # when we crashed, time.monotonic()
+        self.probation = 0.0  # until then a crash brings the file from before the update back, time.monotonic()
+        self.update = False  # a self-update was asked for
+        self.server_probation, self.server_deaths = 0.0, 0  # the same for an updated server
+        self.reaped = (0, 0)  # the last (pid, status) of waitpid(2)
+        self.answering = 0  # the signal that is being answered
         self.wakeup = None  # read end of the pipe that signals write to
         self.pending = set()  # signals that came and are not answered yet
         self.interrupts = []  # when the last SIGINTs came, time.monotonic()
@@ -1270,12 +1437,14 @@ class Init:
         -> whether `fd` has one of poll(2)'s `events`.
         """
         ready = self.sleep(deadline, fd, events)
-        taken, self.pending = self.pending, set()  # after the pipe was drained: what comes now wakes the next turn
-        for number in in_order(taken):
+        for number in in_order(self.pending):  # after the pipe was drained: what comes now wakes the next turn
+            self.answering = number
+            self.pending.discard(number)
             if number == signal.SIGCHLD:
                 self.reap()
             else:
                 self.answer(number)
+        self.answering = 0
         return ready
 
     def sleep(self, deadline, fd, events):
@@ -1321,7 +1490,7 @@ class Init:
         tell = log.warn if "w" in self.options else log.debug if log.level >= DEBUG else None
         for _ in range(REAP_AT_ONCE):
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG | (os.WUNTRACED if self.forwards else 0))
+                pid, status = self.reaped = os.waitpid(-1, os.WNOHANG | (os.WUNTRACED if self.forwards else 0))
             except ChildProcessError:
                 return True
             if pid == 0:
@@ -1334,7 +1503,7 @@ class Init:
             if pid == self.server:
                 self.server_ended(status)
             elif pid in self.helpers:
-                self.helpers.remove(pid)
+                self.helpers[pid] = status
             elif tell:
                 tell(f"orphan reaped: pid {pid}: {how_it_ended(status)}")
         self.pending.add(signal.SIGCHLD)  # there may be more: signals and deadlines first
@@ -1343,11 +1512,11 @@ class Init:
     def server_ended(self, status):
         """Note the end of the server or of COMMAND: run() starts it again, or ends."""
         self.read_report()
-        pid, self.server, self.start_at = self.server, None, time.monotonic() + RESPAWN_DELAY
+        self.start_at = time.monotonic() + RESPAWN_DELAY
         if self.terminal is not None:
             set_foreground(self.terminal, os.getpgrp())
         if self.started:
-            log.info(f"{self.what} ended: pid {pid}: {how_it_ended(status)}")
+            log.info(f"{self.what} ended: pid {self.server}: {how_it_ended(status)}")
         if self.once:
             self.status = exit_code(status, self.options.get("exit-ok", ()))
             self.request = self.request or POWER_OFF
@@ -1355,6 +1524,8 @@ class Init:
             left = children_of(os.getpid(), processes())
             if left:  # nobody can tell its services from other orphans any more, so none is stopped
                 log.warn(f"services may run twice: the server died and left: {names(left)}")
+            self.server_deaths += time.monotonic() < self.server_probation
+        self.server = None  # last: after a crash of ours in here all of it is done again
 
     def command_stopped(self, number):
         """COMMAND was stopped, by ^Z say: PID 1 continues it, for nobody could type `fg`; a plain process stops, too."""
@@ -1396,7 +1567,7 @@ class Init:
         elif action == SOFT_RESTART:
             self.restart = True
         elif action == SELF_UPDATE:
-            log.warn("self-update: there is none yet")
+            self.update = True
 
     def count_interrupt(self):
         """Seven SIGINT within 2 s: somebody has no patience with the orderly end any more."""
@@ -1424,6 +1595,8 @@ class Init:
         while self.request is None:
             if self.restart:
                 self.soft_restart()
+            elif self.update:
+                self.self_update()
             elif self.server is not None and self.unsettled:
                 self.stop_unadopted()
             elif self.server is not None:
@@ -1431,17 +1604,92 @@ class Init:
             elif time.monotonic() < self.start_at:
                 self.turn(self.start_at)
             else:
-                self.start_server()
+                self.start_again()
         self.end()
 
-    def adopt_server(self):
-        """Take over the server that a re-exec says is running; -> whether it is."""
-        pid = self.options.get("adopt-server")
-        if pid and is_our_child(pid):
-            self.server, self.started = pid, "adopted"
-        elif pid:
-            log.warn(f"ignored: --adopt-server {pid}: not our child")
-        return self.server is not None
+    def start_again(self):
+        """Start the server, or its update; no more once the end was asked for."""
+        self.exchange_server()
+        if self.request is None:
+            self.start_server()
+
+    def adopt(self, state):
+        """Go on where the one before the re-exec was; -> whether there was one."""
+        pid = self.options.get("adopt-server", (0, None))[0]
+        if not state and not (pid and is_our_child(pid)):
+            if pid:
+                log.warn(f"ignored: --adopt-server {pid}: not our child")
+            return False
+        self.server, self.started = pid or None, "adopted"
+        for name in set(HANDED_OVER) & set(state):
+            setattr(self, name, state[name])
+        self.services = {process.pid: process for process in processes() if process.pid in state.get("services", ())}
+        if self.server is not None and self.reaped[0] == self.server:
+            self.server_ended(self.reaped[1])  # the crash came between the two
+        elif self.server is not None and not is_our_child(self.server):
+            if time.monotonic() < self.probation:
+                raise ChildProcessError(errno.ECHILD, f"pid {self.server} cannot be taken over")
+            self.server_ended(1 << 8)  # its status is lost: let it be 1
+        log.info(f"taken over: {self.what}: pid {self.server}")
+        return True
+
+    def hand_over(self):
+        """Leave everything to the one after a re-exec: the state, and, all signals being blocked, what waits for an answer."""
+        for number in self.pending | {self.answering} - {0}:
+            os.kill(os.getpid(), number)
+        state = {name: getattr(self, name) for name in HANDED_OVER}
+        state["services"] = list(self.services)
+        return state
+
+    def self_update(self):
+        """Put our new file into place and re-exec it; whatever is wrong with it: nothing has changed, and we go on."""
+        log.info(f"self-update: {OWN_PATH}.new")
+        self.update = False
+        words = [] if self.mode == VM else sys.argv[1:]  # a kernel's words mean nothing outside a VM
+        if not self.have_done(lambda: update_ourselves(words), UPDATE_LIMIT):
+            log.error("self-update: refused")
+            return
+        self.probation = time.monotonic() + PROBATION
+        log.info("self-update: re-exec")
+        log.drain()
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            reexec(OWN_PATH, sys.argv[1:], self.hand_over())
+        except OSError as why:
+            log.error(f"self-update: re-exec: {why.strerror}: the old file comes back")
+            self.probation = 0.0
+            self.have_done(lambda: bring_back(OWN_PATH), UPDATE_LIMIT)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    def have_done(self, deed, seconds):
+        """Let a child do deed(), which may block; -> whether it was done within `seconds`."""
+        try:
+            helper = start_helper(deed)
+        except OSError as why:
+            log.error(f"fork: {why.strerror}")
+            return False
+        self.helpers[helper] = None
+        if not self.wait(lambda: self.helpers[helper] is not None, seconds):
+            kill(helper, signal.SIGKILL)
+        return self.helpers.pop(helper) == 0
+
+    def exchange_server(self):
+        """Before the server starts: install its update, if there is one, or take back one that keeps dying."""
+        try:
+            path = "" if self.command else find_server(os.environ)
+        except OSError:
+            return
+        if self.server_deaths > SERVER_DEATHS:
+            log.error(f"server died {self.server_deaths} times within {PROBATION:g} s of its update: the old file comes back")
+            self.have_done(lambda: bring_back(path), UPDATE_LIMIT)
+            self.server_probation, self.server_deaths = 0.0, 0
+        elif self.restart and path and os.path.lexists(path + ".new"):
+            if self.have_done(lambda: update_server(path), UPDATE_LIMIT):
+                log.info(f"server updated: {path}")
+                self.server_probation, self.server_deaths = time.monotonic() + PROBATION, 0
+            else:
+                log.error(f"server not updated: {path}.new: refused")
 
     def start_server(self):
         """Start the server or COMMAND; where that fails, say so and leave it to the next try."""
@@ -1581,11 +1829,11 @@ class Init:
                 self.replace_server()
         if self.request is not None:
             return
-        self.restart = False  # a second request that came meanwhile is met by this start
-        if self.server is not None:
+        if self.server is None:
+            self.start_again()
+        else:
             log.error(f"soft restart: {self.what} cannot be killed: pid {self.server}: the next one starts after it")
-            return
-        self.start_server()
+        self.restart = False  # a second request that came meanwhile is met by this start
 
     def replace_server(self):
         """Ask the server to save its state and go. Services that it did not save are stopped, not to run twice."""
@@ -1667,7 +1915,7 @@ class Init:
     def phase(self, name, deed):
         """Do one phase of the end, and log how long it took."""
         started = time.monotonic()
-        step(f"the end: {name}", deed)  # whatever it raises: the next phase comes
+        deed()
         log.info(f"the end: {name}: {time.monotonic() - started:.3f} s")
 
     def stop_server(self):
@@ -1732,21 +1980,21 @@ class Init:
                 step(SYSRQ, os.write, held.get(SYSRQ, -1), request)
             self.disks_deadline = time.monotonic() + HURRY_LIMIT
             self.wait(lambda: False, HURRY_LIMIT)
-        if not self.wait(lambda: not self.helpers, self.disks_deadline - time.monotonic()):
+        if not self.wait(lambda: None not in self.helpers.values(), self.disks_deadline - time.monotonic()):
             log.error(f"the end: disks: given up after {DISKS_LIMIT:g} s: {os.fsdecode(b', '.join(stuck))}")
 
     def follow_release(self, stuck):
         """Start a child that does Release; -> the step that holds it, or that it died of, or DONE. Raises OSError."""
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         helper = start_helper(Release(stuck, write_end).run)
-        self.helpers.add(helper)
+        self.helpers[helper] = None
         os.close(write_end)
         doing, since, left = b"starting", time.monotonic(), unwritten()
-        while helper in self.helpers:
+        while self.helpers[helper] is None:
             if self.turn(min(self.disks_deadline, since + STUCK_AFTER), read_end, select.POLLIN):
                 data = os.read(read_end, 65536)
                 if not data:  # it has ended, and its status comes
-                    self.wait(lambda: helper not in self.helpers, STUCK_AFTER)
+                    self.wait(lambda: self.helpers[helper] is not None, STUCK_AFTER)
                     break
                 doing, since = (data.split(b"\0")[-2:-1] or [doing])[0], time.monotonic()
             if time.monotonic() >= min(self.disks_deadline, since + STUCK_AFTER):
@@ -1937,24 +2185,71 @@ def load_the_rest():
         libc.malloc_trim(0)  # 3 MB that compiling this file took
 
 
+def report_crash(why, vm):
+    """Log an exception and where it came from, in one line."""
+    places, frame = [], why.__traceback__
+    while frame is not None:
+        places.append(f"{frame.tb_frame.f_code.co_name}:{frame.tb_lineno}")
+        frame = frame.tb_next
+    if log.fd is None:
+        log.open(vm)
+    log.error(f"crashed: {type(why).__name__}: {why}: at {' > '.join(places[-20:])}")
+
+
+def recover(state):
+    """After a crash: re-exec, with the file from before an update if that was recent. Returns if this comes too often."""
+    now = time.monotonic()
+    state["crashes"] = [crash for crash in state.get("crashes", ()) if now - crash < CRASHES_WITHIN] + [now]
+    if now < state.get("probation", 0.0):
+        state["probation"] = 0.0
+        log.error("self-update: a crash: the old file comes back")
+        done_in_time(lambda: bring_back(OWN_PATH), UPDATE_LIMIT)
+    if len(state["crashes"]) <= CRASHES:
+        log.drain()
+        reexec(OWN_PATH, sys.argv[1:], state)
+    log.error(f"crashed {CRASHES + 1} times within {CRASHES_WITHIN:g} s")
+
+
+def crashed(why, vm, hand_over):
+    """An exception in PID 1: re-exec, which costs the server nothing; else a machine parks, another one exits."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    state = {}
+    for deed in (lambda: report_crash(why, vm), lambda: state.update(hand_over()), lambda: state and recover(state)):
+        try:
+            deed()
+        except BaseException:  # in the handler of an exception: what comes after it is all the more needed
+            pass
+    step("log", log.drain)
+    if vm:
+        step("libc", load_libc)
+        if state.get("ending"):
+            hurry(state["request"])
+        park()
+    os._exit(1)
+
+
 def main():
     name = os.path.basename(sys.argv[0])
     if name in LINKS and os.getpid() != 1:
         sys.exit(tell_pid_1(name, sys.argv[1:]))
-    vm = os.getpid() == 1
+    pid, init, state = os.getpid(), None, {}
+    vm = pid == 1
     try:
         vm = vm and in_initial_pid_namespace()
+        state = handed_over(sys.argv[1:])
         init = get_ready(vm)
-        init.adopt_server() or init.start_server()
+        init.adopt(state) or init.start_server()
         init.listen()
         if not init.command:
             step("RPC", load_the_rest)
-        log.info(f"ready: pid {os.getpid()}")
+        log.info(f"ready: pid {pid}")
         init.run()
     except BaseException as why:
-        if isinstance(why, SystemExit) and not vm:
+        if os.getpid() != pid:
+            os._exit(126)  # a child of ours that never became what it should
+        if isinstance(why, SystemExit) and init is None and not vm:
             raise
-        crashed(why, vm)
+        crashed(why, vm, init.hand_over if init else lambda: state)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ EVERY_OPTION = [
     ("--grace 2.5", "grace", 2.5), ("--grace=.5", "grace", 0.5),
     ("--log-level error", "log-level", "error"), ("--log-level=trace", "log-level", "trace"),
     ("--check", "check", True),
-    ("--adopt-server 4194304", "adopt-server", 4194304), ("--adopt-server=7", "adopt-server", 7),
+    ("--adopt-server 4194304", "adopt-server", (4194304, None)), ("--adopt-server=7:3", "adopt-server", (7, 3)),
     ("-s", "s", True), ("-v", "v", True), ("-w", "w", True),
     ("-h", "help", True), ("--help", "help", True), ("-V", "version", True), ("--version", "version", True),
 ]
@@ -125,7 +125,7 @@ BAD = [
     ("-r SEGV:TERM", "-r SEGV:TERM"), ("-r TERM:QUIT:HUP", "-r TERM:QUIT:HUP"), ("-r RTMIN+99:1", "-r RTMIN+99:1"), ("-r TESIGRM:1", "-r TESIGRM:1"),
     ("-r TERM+1:1", "-r TERM+1:1"), ("-r _DFL:1", "-r _DFL:1"), ("-r _BLOCK:1", "-r _BLOCK:1"),
     ("-p FROB", "-p FROB"), ("-p 0", "-p 0"), ("-pTERM+1", "-pTERM+1"), ("-p RTMIN+", "-p RTMIN+"),
-    ("--adopt-server 0", "--adopt-server 0"), ("--adopt-server x", "--adopt-server x"), ("--adopt-server=4194305", "--adopt-server=4194305"),
+    ("--adopt-server 0", "--adopt-server 0"), ("--adopt-server 7:2", "--adopt-server 7:2"), ("--adopt-server x", "--adopt-server x"), ("--adopt-server=4194305", "--adopt-server=4194305"),
 ]
 
 

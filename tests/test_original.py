@@ -14,12 +14,12 @@ from helpers import PYINIT1, SECONDS, Namespace, child_pids, mutant, poll
 # What turns pyinit1.py into the original, one point at a time: (text, replacement).
 IGNORES_ZINIT_SOCKET = ('self.connect(connection, os.environ.get("ZINIT_SOCKET", SOCKET), deadline)',
                         "self.connect(connection, SOCKET, deadline)")
-REAPS_ONLY_THE_SERVER = ("                pid, status = os.waitpid(-1, os.WNOHANG |", "                "
-                         "pid, status = os.waitpid(self.server if self.ending and self.server else -1, os.WNOHANG |")
+REAPS_ONLY_THE_SERVER = ("                pid, status = self.reaped = os.waitpid(-1, os.WNOHANG |", "                "
+                         "pid, status = self.reaped = os.waitpid(self.server if self.ending and self.server else -1, os.WNOHANG |")
 LEAVES_UNSAVED_SERVICES = ('            self.stop_services("state not saved", services.values())', "            pass")
-STARTS_ONE_MORE_SERVER = ("        self.end()\n\n    def adopt_server",
+STARTS_ONE_MORE_SERVER = ("        self.end()\n\n    def start_again",
                           "        if self.server is None:\n            self.start_server()\n"
-                          "        self.end()\n\n    def adopt_server")
+                          "        self.end()\n\n    def start_again")
 
 
 @pytest.fixture(params=["pyinit1", "the original's behaviour"])
@@ -81,8 +81,7 @@ def signals_are_answered_while_the_server_stops(namespace, init):
 
 
 def test_signals_are_answered_while_the_server_stops(judge):
-    deaf = ("        taken, self.pending = self.pending, set()",
-            "        taken = self.pending if not self.ending else self.pending & {signal.SIGCHLD}\n        self.pending = self.pending - taken")
+    deaf = ("in in_order(self.pending):", "in in_order(self.pending if not self.ending else self.pending & {signal.SIGCHLD}):")
     judge(signals_are_answered_while_the_server_stops, deaf)
 
 
