@@ -760,8 +760,8 @@ def debug_wanted():
         return False
 
 
-def boot(options):
-    """Everything a VM needs before the server starts."""
+def boot(options, again):
+    """Everything a VM needs before the server starts; `again` after a re-exec, when others may have changed some of it."""
     load_libc()
     for row in API_MOUNTS:
         step(f"boot: mount {row[1]}", mount_api, *row)
@@ -775,8 +775,9 @@ def boot(options):
     if os.statvfs("/").f_flag & os.ST_RDONLY:
         log.warn("boot: the root is read-only: left as it is")
     step("boot: links in /dev", link_dev)
-    step("boot: loopback interface", loopback_up)
-    step("boot: hostname", set_hostname)
+    if not again:
+        step("boot: loopback interface", loopback_up)
+        step("boot: hostname", set_hostname)
     step("boot: RLIMIT_NOFILE", raise_open_files)
     step("boot: Ctrl-Alt-Del", reboot, RB_DISABLE_CAD)
     os.environ.setdefault("PATH", DEFAULT_PATH)
@@ -1276,7 +1277,10 @@ def trial_start(path, words):
 
     Raises OSError, and ValueError with the last line that it wrote.
     """
-    step("no PID namespace for the trial start", call, "unshare", CLONE_NEWPID)
+    try:
+        call("unshare", CLONE_NEWPID)
+    except OSError as why:
+        log.debug(f"trial start: in our own PID namespace: {why.strerror}")
     read_end, write_end = os.pipe()
     trial = os.fork()
     if trial == 0:
@@ -1520,11 +1524,11 @@ class Init:
         if self.once:
             self.status = exit_code(status, self.options.get("exit-ok", ()))
             self.request = self.request or POWER_OFF
-        elif self.started and not (self.command or self.restart or self.ending):
-            left = children_of(os.getpid(), processes())
+        elif not (self.command or self.restart or self.ending):
+            self.server_deaths += time.monotonic() < self.server_probation
+            left = children_of(os.getpid(), processes()) if self.started else ()
             if left:  # nobody can tell its services from other orphans any more, so none is stopped
                 log.warn(f"services may run twice: the server died and left: {names(left)}")
-            self.server_deaths += time.monotonic() < self.server_probation
         self.server = None  # last: after a crash of ours in here all of it is done again
 
     def command_stopped(self, number):
@@ -2145,8 +2149,8 @@ def leave_folder():
         os.chdir("/")
 
 
-def get_ready(vm):
-    """Everything up to the point where the server can be started. -> Init."""
+def get_ready(vm, again):
+    """Everything up to the point where the server can be started, or, `again` after a re-exec, taken over. -> Init."""
     parent = os.getppid()
     options, complaints = parse_args(sys.argv[1:], os.environ, vm)
     mode, reason = where_am_i(os.getpid(), vm, container_word(options, os.environ))
@@ -2156,7 +2160,7 @@ def get_ready(vm):
     # From here on nothing may bail out: what fails is logged, and we go on.
     given = given_descriptors()
     if vm:
-        boot(options)
+        boot(options, again)
     else:
         log.level = own_level(options)
         log.open(vm=False)
@@ -2237,7 +2241,7 @@ def main():
     try:
         vm = vm and in_initial_pid_namespace()
         state = handed_over(sys.argv[1:])
-        init = get_ready(vm)
+        init = get_ready(vm, again=bool(state))
         init.adopt(state) or init.start_server()
         init.listen()
         if not init.command:
