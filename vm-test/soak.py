@@ -54,8 +54,7 @@ POWER_OFF, REBOOT = "guest-shutdown", "guest-reset"         # QMP's words
 POWER_OFFS = ("kill -TERM 1", "kill -PWR 1", "kill -38 1", "/sbin/poweroff")
 REBOOTS = ("kill -INT 1", "kill -39 1", "/sbin/reboot")
 DELAY = 2.0                 # seconds at most, from the moment when all is ready to the request
-KILLED_BEFORE = 2.5         # seconds at most that the server is killed before the request: the next one may run already
-KILLED_AFTER = 0.3
+MEANWHILE = (-0.1, 0.4)     # seconds after the request in which a server still stops
 
 # meanwhile: what the guest's script starts before the delay. request: what it runs then, or an outside deed of OUTSIDE.
 Ending = collections.namedtuple("Ending", "meanwhile request reason")
@@ -69,8 +68,8 @@ def any_request(draw):
 
 
 def server_killed(draw, delay):
-    """The server gets SIGKILL, some time before the request or just after."""
-    moment = max(0.0, draw.uniform(delay - KILLED_BEFORE, delay + KILLED_AFTER))
+    """The server gets SIGKILL: while it stops, or some time before the request, when the next one may have started already."""
+    moment = draw.choice((draw.uniform(0.0, delay), max(0.0, delay + draw.uniform(*MEANWHILE))))
     return Ending("(usleep %d; kill -KILL $PPID) &\n" % (moment * 1e6), *any_request(draw))
 
 
