@@ -96,7 +96,8 @@ RPC_LIMIT = 5.0  # one request to the server: connecting and answering together
 RESTART_LIMIT = 5.0  # soft restart: the server's exit after it was asked; then the same for services it left
 KILL_WAIT = 0.5  # reaping after SIGKILL; who is still there sleeps uninterruptibly
 FORK_LIMIT = 5.0  # COMMAND run once: from the first fork(2) that is refused until we give up
-DISKS_LIMIT = 10.0  # sync(2), unmounting, remounting and freezing, of all disks together, while nothing gets written
+DISKS_LIMIT = 10.0  # sync(2), unmounting, remounting and freezing, of all disks together
+SLOW_LIMIT = 300.0  # the same where disks are slow: seconds in which they take data do not count in DISKS_LIMIT
 STUCK_AFTER = 2.0  # a call that takes longer, with nothing written, is left to the child that made it; another does the rest
 UPDATE_LIMIT = 10.0  # a new file's checks, its trial start and its way to the disk
 PROBATION = 60.0  # for so long after an update a crash brings the old file back
@@ -349,8 +350,8 @@ def step(what, deed, *arguments):
         log.error(f"{what}: {why}")
 
 
-MOUNTINFO, SWAPS, MEMINFO = "/proc/self/mountinfo", "/proc/swaps", "/proc/meminfo"
-SYSRQ = "/proc/sysrq-trigger"
+MOUNTINFO, SWAPS = "/proc/self/mountinfo", "/proc/swaps"
+MEMINFO, DISKSTATS, SYSRQ = "/proc/meminfo", "/proc/diskstats", "/proc/sysrq-trigger"
 held = {}  # path -> descriptor of what the end reads, opened at the start: by then somebody may have unmounted /proc
 
 
@@ -770,7 +771,7 @@ def boot(options, again):
     log.level = own_level(options)
     fill_descriptors(CONSOLE + NOTHING)
     log.open(vm=True)
-    for path in (MOUNTINFO, SWAPS, MEMINFO, SYSRQ):
+    for path in (MOUNTINFO, SWAPS, MEMINFO, DISKSTATS, SYSRQ):
         step(f"boot: {path}", hold, path, os.O_WRONLY if path == SYSRQ else os.O_RDONLY)
     if os.statvfs("/").f_flag & os.ST_RDONLY:
         log.warn("boot: the root is read-only: left as it is")
@@ -1055,10 +1056,14 @@ def loop_devices():
     return ["/dev/" + name for name in names if os.path.exists(f"/sys/block/{name}/loop/backing_file")]
 
 
-def unwritten():
-    """How much waits for disks, in kB: Dirty and Writeback of /proc/meminfo, proc(5)."""
+def disk_traffic():
+    """(kB that wait for disks, sectors that disks have taken): the files are proc(5)'s.
+
+    Both, for the first may stand still for seconds, as ext4 counts pages in large heaps, and a network has no second.
+    """
     fields = [line.split() for line in read_held(MEMINFO).splitlines()]
-    return sum(int(field[1]) for field in fields if field[0] in (b"Dirty:", b"Writeback:"))
+    waiting = sum(int(field[1]) for field in fields if field[0] in (b"Dirty:", b"Writeback:"))
+    return waiting, sum(int(line.split()[9]) for line in read_held(DISKSTATS).splitlines())
 
 
 DONE = b"done"  # the last step of Release: a child that ends without it was killed
@@ -1416,6 +1421,7 @@ class Init:
         self.request = None  # the first of ENDINGS that was asked for
         self.ending = False  # the end is under way: nothing is started any more
         self.disks_deadline = 0.0  # when the disks' time is over, time.monotonic()
+        self.slow_deadline = 0.0  # when it is over even if they go on taking data
         self.had_terminal = set()  # identities of the processes that had one when the end began
         self.status = 0  # our exit status, where we exit
 
@@ -1969,7 +1975,8 @@ class Init:
 
     def release_disks(self):
         """Let a child do Release, and leave it behind where one disk holds it: another one does the rest."""
-        self.disks_deadline, stuck = time.monotonic() + DISKS_LIMIT, set()
+        self.disks_deadline, self.slow_deadline = time.monotonic() + DISKS_LIMIT, time.monotonic() + SLOW_LIMIT
+        stuck = set()
         try:
             doing = self.follow_release(stuck)
             while doing != DONE and doing not in stuck:
@@ -1993,7 +2000,7 @@ class Init:
         helper = start_helper(Release(stuck, write_end).run)
         self.helpers[helper] = None
         os.close(write_end)
-        doing, since, left = b"starting", time.monotonic(), unwritten()
+        doing, since, traffic = b"starting", time.monotonic(), disk_traffic()
         while self.helpers[helper] is None:
             if self.turn(min(self.disks_deadline, since + STUCK_AFTER), read_end, select.POLLIN):
                 data = os.read(read_end, 65536)
@@ -2002,11 +2009,11 @@ class Init:
                     break
                 doing, since = (data.split(b"\0")[-2:-1] or [doing])[0], time.monotonic()
             if time.monotonic() >= min(self.disks_deadline, since + STUCK_AFTER):
-                before, left = left, unwritten()
-                if left >= before:
+                before, traffic = traffic, disk_traffic()
+                is_slow = traffic[0] and (traffic[0] < before[0] or traffic[1] > before[1])
+                if not is_slow or time.monotonic() >= self.slow_deadline:
                     return doing
-                # A disk that is slow, not dead: this time does not count.
-                log.info(f"the end: {os.fsdecode(doing)}: {left} kB are not written yet")
+                log.info(f"the end: {os.fsdecode(doing)}: {traffic[0]} kB are not written yet")
                 self.disks_deadline, since = self.disks_deadline + time.monotonic() - since, time.monotonic()
         return doing
 
