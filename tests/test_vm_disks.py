@@ -75,7 +75,7 @@ def test_disks_in_qemus_command_line():
     drives = [argv[index + 1] for index, word in enumerate(argv) if word == "-drive"]
     assert [drive.rpartition("file=")[2] for drive in drives] == ["/a,,b", "/c"]
     assert [word for word in argv if word.startswith("virtio-blk-pci")] == [
-        "virtio-blk-pci,id=vda,drive=drive0", "virtio-blk-pci,id=vdb,drive=drive1"]
+        "virtio-blk-pci,request-merging=off,id=vda,drive=drive0", "virtio-blk-pci,request-merging=off,id=vdb,drive=drive1"]
 
 
 def test_a_module_comes_with_all_that_it_needs(tmp_path):

@@ -5,7 +5,7 @@ import time
 
 import disks
 from machine import DEADLINE, Failure
-from scenarios import SHELL, Disk, expect, files, scenario
+from scenarios import SHELL, Disk, expect, files, guest_program, scenario
 
 DATA = Disk(64, disks.CLEAN, root=False)
 FROZEN_DATA = DATA._replace(wanted=disks.FROZEN)
@@ -25,31 +25,111 @@ DISKS_LIMIT = 10.0          # seconds, of pyinit1's own; more is the machine's s
 SLACK = 5.0
 
 
-def expect_release(machine, limit=DISKS_LIMIT + SLACK):
-    """The end up to the disks, within `limit` seconds; the figure for the table."""
+def expect_release(machine, limit=DISKS_LIMIT + SLACK, command="RB_POWER_OFF"):
+    """The end up to reboot(2) with `command`, its disks within `limit` seconds; the figure for the table."""
     expect(machine, "pyinit1: the end: server stopped: ", "pyinit1: the end: others stopped: ")
     seconds = float(expect(machine, RELEASED)[1])
     if seconds > limit:
         raise Failure("too slow", "disks released after %.3f s, at most %g" % (seconds, limit))
-    expect(machine, r"pyinit1: the end: reboot\(2\): RB_POWER_OFF")
+    expect(machine, r"pyinit1: the end: reboot\(2\): " + command)
     return "disks: %.3f s" % seconds
 
 
-def expect_nothing_left(machine, limit=DISKS_LIMIT + SLACK):
+def expect_nothing_left(machine, limit=DISKS_LIMIT + SLACK, command="RB_POWER_OFF"):
     """The end, with nothing that was busy, stuck or killed; the figure for the table."""
-    figure = expect_release(machine, limit)
+    figure = expect_release(machine, limit, command)
     left = LEFT.search(machine.console.text)
     if left:
         raise Failure("left over", left.group())
     return figure
 
 
-def expect_saved(machine, name, text):
+def expect_saved(machine, name, text, end="guest-shutdown"):
     """After the end of the machine: that file on its first disk."""
-    machine.wait_end("guest-shutdown")
+    machine.wait_end(end)
     saved = disks.read(machine.disks[0], name)
     if saved != text:
         raise Failure("not saved", "%s is %r, not %r" % (name, saved, text))
+
+
+# ---- what asks for the end
+
+# reboot(2)'s command: what QMP calls the end.
+ENDS = {"RB_POWER_OFF": "guest-shutdown", "RB_AUTOBOOT": "guest-reset", "RB_HALT_SYSTEM": "host-qmp-quit"}
+SAVE = DISK + "echo text >/data/text\nsay ok $NAME\n"
+
+
+def quit_if_halted(machine, command):
+    """A halted machine stands still with the power on, and QEMU with it."""
+    if command == "RB_HALT_SYSTEM":
+        expect(machine, "reboot: System halted")
+        machine.ask("quit")
+
+
+def asked_by(request, command):
+    """A scenario: `request`, a command of the guest's, ends the machine by reboot(2) with `command`; the disk is clean."""
+    def run(machine):
+        figure = expect_nothing_left(machine, command=command)
+        quit_if_halted(machine, command)
+        expect_saved(machine, "text", "text\n", ENDS[command])
+        return figure
+
+    number = request.split()[1].lstrip("-").lower()
+    run.__name__ = "disk_signal_" + number
+    run.__doc__ = "%s is %s: the disk is clean." % (request, command)
+    scenario(disks=[DATA], guest=SAVE + request, end=ENDS[command])(run)
+
+
+asked_by("kill -PWR 1", "RB_POWER_OFF")
+asked_by("kill -38 1", "RB_POWER_OFF")
+asked_by("kill -39 1", "RB_AUTOBOOT")
+asked_by("kill -37 1", "RB_HALT_SYSTEM")
+
+
+@scenario(disks=[DATA], keyboard=True, end="guest-reset", guest=SAVE)
+def disk_ctrl_alt_del(machine):
+    """Ctrl-Alt-Del reboots, and the disk is clean."""
+    expect(machine, "^vm-test: ok ")
+    machine.press("ctrl", "alt", "delete")
+    expect(machine, "pyinit1: signal: SIGINT: reboot")
+    figure = expect_nothing_left(machine, command="RB_AUTOBOOT")
+    expect_saved(machine, "text", "text\n", "guest-reset")
+    return figure
+
+
+SYNCED_DATA = DATA._replace(wanted=disks.SYNCED)
+
+
+@scenario(disks=[SYNCED_DATA], keyboard=True, end="guest-reset", changes=[files({"etc/zinit/services/fault": "hung ignore-term"})],
+          guest=SAVE)
+def disk_hurry(machine):
+    """Seven Ctrl-Alt-Del within 2 s, while the server is waited for: a sync and a reboot, and no more is promised of the disk."""
+    expect(machine, "^vm-test: ok ")
+    for _ in range(100):
+        machine.press("ctrl", "alt", "delete")
+        if "ending at once" in expect(machine, "pyinit1: (?:signal: SIGINT: reboot|7 SIGINT within 2 s: ending at once)")[0]:
+            break
+    expect(machine, r"pyinit1: the end: reboot\(2\): RB_AUTOBOOT")
+    expect_saved(machine, "text", "text\n", "guest-reset")
+
+
+def forced(name, request, command):
+    """A scenario: `request` calls reboot(2) with `command` itself, after a sync, and PID 1 hears nothing of it."""
+    def run(machine):
+        expect(machine, "^vm-test: ok ")
+        quit_if_halted(machine, command)
+        expect_saved(machine, "text", "text\n", ENDS[command])
+        if "pyinit1: signal: " in machine.console.text:
+            raise Failure("signalled", "PID 1")
+
+    run.__name__ = "disk_forced_" + name
+    run.__doc__ = "`%s` syncs and ends the machine without PID 1." % request
+    scenario(disks=[SYNCED_DATA], guest=SAVE + "/sbin/" + request, end=ENDS[command])(run)
+
+
+forced("poweroff", "poweroff -f", "RB_POWER_OFF")
+forced("reboot", "reboot --force", "RB_AUTOBOOT")
+forced("halt", "halt -f", "RB_HALT_SYSTEM")
 
 
 # ---- mounts
@@ -252,6 +332,36 @@ def disk_fork_bomb(machine):
     return "disks: %s s" % expect(machine, RELEASED)[1]
 
 
+@scenario(disks=[DATA], words="PYINIT1_GRACE=2", memory=512, guest=DISK + """
+echo text >/data/text
+echo -1000 >/proc/$$/oom_score_adj              # somebody has to ask for the end
+(echo 0 >/proc/self/oom_score_adj; exec sh /root/bomb) &
+full() { read -r _ _ _ threads _ </proc/loadavg; [ ${threads#*/} -ge 200 ]; }
+until full; do :; done                          # by the shell alone: it may not be able to fork any more itself
+power_off
+""", changes=[files({"root/bomb": "trap '' TERM HUP\nwhile :; do sh /root/bomb & done 2>/dev/null\n"})])
+def disk_fork_bomb_unlimited(machine):
+    """A fork bomb that nothing limits is under way."""
+    expect(machine, "pyinit1: others killed: still there after 2 s: ", RELEASED, r"pyinit1: the end: reboot\(2\): RB_POWER_OFF")
+    figure = ""
+    expect_saved(machine, "text", "text\n")
+    return figure
+
+
+@scenario(disks=[DATA], guest=DISK + """
+echo text >/data/text
+say ok $NAME
+echo 0 >/proc/sys/vm/overcommit_ratio
+echo 2 >/proc/sys/vm/overcommit_memory
+kill -TERM 1
+""")
+def disk_fork_refused(machine):
+    """No memory is given to anybody any more, and fork(2) fails for PID 1: the kernel is asked to make the disk clean."""
+    figure = expect_release(machine)
+    expect_saved(machine, "text", "text\n")
+    return figure
+
+
 # ---- what cannot be released
 
 FREEZE_AND_WRITE = DISK + """
@@ -299,6 +409,95 @@ def disk_stops_answering(machine):
     machine.stop_answering(0)
     machine.type("touch /run/go")
     return expect_end_with_disks(machine, "/data")
+
+
+@scenario(disks=[DATA], modules=["fuse"], changes=[guest_program("dead-fuse")], guest=DISK + """
+mkdir /data/fuse
+modprobe fuse || failed fuse
+/root/dead-fuse fuse dead /data/fuse stop &
+server=$!
+wait_until [ -e /run/mounted ]
+cat /data/fuse/file &
+stopped() { grep -q "^State:.T" /proc/$1/status; }
+wait_until stopped $server
+power_off
+""")
+def disk_fuse_stopped(machine):
+    """The server of a FUSE mount on the disk is stopped, and a process waits for its answer: both go at once."""
+    return expect_nothing_left(machine)
+
+
+@scenario(disks=[DATA, FROZEN_DATA], modules=["fuse"], words="PYINIT1_GRACE=1", changes=[guest_program("dead-fuse")], guest=DISK + """
+mkdir /other /data/fuse
+check "mount the other disk" mount -t ext4 /dev/vdb /other
+modprobe fuse && modprobe loop || failed modules
+dd if=/dev/zero of=/run/image bs=4k count=16 2>/dev/null
+check losetup losetup /dev/loop0 /run/image
+check freeze fsfreeze --freeze /other
+/root/dead-fuse fuseblk /dev/loop0 /data/fuse /other/file &
+server=$!
+wait_until [ -e /run/mounted ]
+blocked() { grep -q "^State:.D" /proc/$1/status; }
+wait_until blocked $server
+power_off
+""")
+def disk_fuse_dead(machine):
+    """The server of a FUSE mount cannot be killed, and the kernel would wait for its last word at the unmount: said, not waited for."""
+    expect(machine, r"pyinit1: others left behind: SIGKILL did not end them: .*pid \d+ dead-fuse")
+    return expect_end_with_disks(machine, "/data/fuse")
+
+
+@scenario(disks=[DATA], modules=["nfs", "nfsv3"], words="PYINIT1_GRACE=1", changes=[guest_program("dead-nfs")], guest=DISK + """
+mkdir /data/nfs
+modprobe nfsv3 || failed nfsv3
+/root/dead-nfs /data/nfs >$OUT &
+server=$!
+wait_until [ -e /run/mounted ]
+(echo text >/data/nfs/file) &
+wait_until gone $server
+power_off
+""")
+def disk_nfs_dead(machine):
+    """The server of a network mount on the disk is dead, and what was written there waits for it: said, not waited for."""
+    return expect_end_with_disks(machine, "/data/nfs")
+
+
+@scenario(disks=[DEAD_DATA], changes=[SHELL], guest=DISK + """
+(while :; do dd if=/dev/zero of=/data/file bs=64k count=64 2>/dev/null; done) &
+wait_until [ -s /data/file ]
+say ok $NAME
+wait_until [ -e /run/go ]
+/sbin/poweroff -fn
+""")
+def disk_forced_no_sync(machine):
+    """`poweroff -fn` ends a machine whose disk answers no more: it does not sync."""
+    expect(machine, "^vm-test: ok ")
+    machine.stop_answering(0)
+    machine.type("touch /run/go")
+    machine.wait_end("guest-shutdown")
+
+
+SLOW_WRITE, SLOW_BYTES = 30 << 20, 2 << 20      # bytes that wait for the disk; how many of them it takes a second
+
+
+@scenario(disks=[DATA], guest=DISK + """
+for limit in dirty_ratio dirty_background_ratio; do echo 90 >/proc/sys/vm/$limit; done
+say ready
+read -r line </dev/console
+dd if=/dev/zero of=/data/file bs=64k count=%d 2>/dev/null
+echo text >/data/text
+power_off
+""" % (SLOW_WRITE >> 16))
+def disk_slow(machine):
+    """A disk that takes what is written to it more slowly than the limit is slow, not dead: it gets the time, and is clean."""
+    expect(machine, "^vm-test: ready$")
+    machine.throttle(0, SLOW_BYTES)
+    machine.type("go")
+    figure = expect_nothing_left(machine, 10 * SLOW_WRITE / SLOW_BYTES)
+    expect_saved(machine, "text", "text\n")
+    if float(re.search(RELEASED, machine.console.text)[1]) < DISKS_LIMIT:
+        raise Failure("not slow enough", figure)
+    return figure
 
 
 # A console that has taken nothing for 2 s takes no more.

@@ -1,5 +1,6 @@
 """Disks of a machine: ext4 images, made, read and judged on this machine by e2fsprogs, without root and without a mount."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -17,6 +18,7 @@ BLOCK_BYTES = 4096          # a page: Linux takes a swap file on smaller blocks 
 # What a disk must be like after the end of the machine.
 CLEAN = "clean"             # as if unmounted by hand: no journal recovery, and e2fsck finds nothing
 FROZEN = "frozen"           # no journal recovery; an orphan inode may be left, which the next mount frees
+SYNCED = "synced"           # no more than sync(2) was promised: after the journal's recovery e2fsck finds nothing
 UNJUDGED = "unjudged"       # the machine could not reach it
 
 
@@ -77,8 +79,21 @@ def become_roots(tree, path):
 
 
 def read(path, name):
-    """The text of the file `name` on the disk; empty if it is not there."""
-    return ask("debugfs", "-R", 'cat "%s"' % name, path)[1]
+    """The text of the file `name` on the disk as its next mount would show it; empty if it is not there."""
+    with recovered(path) as copy:
+        return ask("debugfs", "-R", 'cat "%s"' % name, copy)[1]
+
+
+@contextlib.contextmanager
+def recovered(path):
+    """The path of a copy of the disk whose journal was recovered; of the disk itself where that needs no recovery."""
+    if not needs_recovery(ask("dumpe2fs", "-h", path)[1]):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="vm-test-disk.") as folder:
+        packages.run(["cp", "--sparse=always", path, folder + "/disk"])
+        ask("e2fsck", "-p", folder + "/disk")
+        yield folder + "/disk"
 
 
 def needs_recovery(header):
@@ -93,6 +108,9 @@ def fault(path, wanted):
     """What is wrong with the disk after the machine's end; empty if it is as wanted."""
     if wanted == UNJUDGED:
         return ""
+    if wanted == SYNCED:
+        with recovered(path) as copy:
+            return fault(copy, CLEAN)
     why = needs_recovery(ask("dumpe2fs", "-h", path)[1])
     if why or wanted == FROZEN:
         return why

@@ -5,6 +5,7 @@ in Debian. add() and remove() keep a tree whole: a node has its parents, and goe
 """
 
 import collections
+import fnmatch
 import gzip
 import io
 import os
@@ -19,6 +20,7 @@ GUEST = pathlib.Path(__file__).resolve().parent / "guest"
 MERGED = ("bin", "lib", "lib64", "sbin")        # links to usr/...
 DIRECTORIES = ("dev", "etc", "proc", "root", "run", "sys", "tmp", "usr/bin", "usr/lib", "usr/sbin")
 NOT_IN_IMAGE = ("boot/", "lib/modules/")        # of the packages: QEMU takes the kernel itself, modules are added one by one
+EXTRAS = ("bin/bash", "bin/rbash", "lib/*/libtinfo.so.*")       # patterns of what only some images have, see add_extras()
 
 # pyinit1 replaces these applets; as links to it they send what it understands, busybox's own do not.
 POWER_LINKS = ("halt", "poweroff", "reboot")
@@ -81,11 +83,25 @@ def add_directory(tree, top, skip):
         where = path.relative_to(top).as_posix()
         if where in MERGED or where.startswith(skip) or path.suffix == ".py" and path.with_suffix(".pyc").exists():
             continue
-        mode = path.lstat().st_mode
-        if stat.S_ISLNK(mode):
-            add(tree, where, link(os.readlink(path)))
-        else:
-            add(tree, where, directory(stat.S_IMODE(mode)) if stat.S_ISDIR(mode) else file(path, stat.S_IMODE(mode)))
+        if not any(fnmatch.fnmatchcase(where, pattern) for pattern in EXTRAS):
+            add_path(tree, where, path)
+
+
+def add_path(tree, where, path):
+    """Add one file, link or directory of the host at `where`."""
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        add(tree, where, link(os.readlink(path)))
+    else:
+        add(tree, where, directory(stat.S_IMODE(mode)) if stat.S_ISDIR(mode) else file(path, stat.S_IMODE(mode)))
+
+
+def add_extras(tree, architecture, patterns):
+    """Add what these patterns of EXTRAS match."""
+    root = packages.root(architecture)
+    for pattern in patterns:
+        for path in root.glob(pattern):
+            add_path(tree, path.relative_to(root).as_posix(), path)
 
 
 def python_tree(architecture):

@@ -61,9 +61,10 @@ def qemu_argv(architecture, kernel, initramfs, words, disks=(), memory=MEMORY, q
     else:
         channels = ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
                     "-chardev", "socket,id=qmp,fd=%d" % qmp, "-mon", "chardev=qmp,mode=control"]
-    for number, path in enumerate(disks):       # cache=unsafe: what this machine's disk does does not matter
+    # cache=unsafe: what this machine's disk does does not matter. No merging: a throttled disk would answer nothing for seconds.
+    for number, path in enumerate(disks):
         channels += ["-drive", "if=none,id=drive%d,format=raw,cache=unsafe,file=%s" % (number, str(path).replace(",", ",,")),
-                     "-device", "virtio-blk-pci,id=%s,drive=drive%d" % (disk_name(number), number)]
+                     "-device", "virtio-blk-pci,request-merging=off,id=%s,drive=drive%d" % (disk_name(number), number)]
     return [board.program, *board.arguments, "-accel", "kvm" if kvm else "tcg", "-cpu", "host" if kvm else "max",
             "-m", str(memory), "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", *channels,
             "-kernel", str(kernel), "-initrd", str(initramfs), "-append", words]

@@ -26,8 +26,8 @@ KERNELS = {
 ARCHITECTURES = sorted({architecture for _, architecture in KERNELS})
 
 # The rest of the tree; @ stands for python3's version. libgcc-s1 is what the real zinit-server needs beside libc.
-WANTED = ("busybox-static", "libc6", "libexpat1", "libffi8", "libgcc-s1", "libpython@-minimal", "libpython@-stdlib",
-          "python@-minimal", "zlib1g")
+WANTED = ("bash", "busybox-static", "libc6", "libexpat1", "libffi8", "libgcc-s1", "libpython@-minimal", "libpython@-stdlib",
+          "libtinfo6", "python@-minimal", "zlib1g")
 
 # Glob patterns of what is deleted after unpacking: nothing here runs it, and unpacking is most of a boot. Only what weighs
 # something; ascii, idna, latin_1 and utf_* stay of the encodings.

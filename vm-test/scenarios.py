@@ -17,8 +17,8 @@ from machine import BOARDS, MEMORY, Failure, disk_name
 SCENARIOS = {}
 
 # changes: functions that change the tree. end: how the machine must end, QMP's reason. server: "stand-in" or "zinit". modules: of the
-# kernel, which the script inserts. keyboard: it has one, for Ctrl-Alt-Del. memory: in MiB.
-Scenario = collections.namedtuple("Scenario", "name says run guest words console changes end server disks modules keyboard memory")
+# kernel, which the script inserts. extras: patterns of image.EXTRAS. keyboard: it has one, for Ctrl-Alt-Del. memory: in MiB.
+Scenario = collections.namedtuple("Scenario", "name says run guest words console changes end server disks modules extras keyboard memory")
 
 # An ext4 disk: its size in MiB, what it must be like at the end (disks.py), and whether it is the root, with all that the image has.
 Disk = collections.namedtuple("Disk", "mebibytes wanted root")
@@ -58,12 +58,13 @@ exec /next-init "$@"
 
 
 def scenario(guest="", words="", console=True, changes=(), end="guest-shutdown", server="stand-in", disks=(), modules=(),
-             keyboard=False, memory=MEMORY):
+             extras=(), keyboard=False, memory=MEMORY):
     """Enter a function as a scenario under its name, with "-" for "_"."""
     def enter(function):
         name = function.__name__.replace("_", "-")
         says = " ".join(function.__doc__.split())
-        SCENARIOS[name] = Scenario(name, says, function, guest, words, console, changes, end, server, disks, modules, keyboard, memory)
+        SCENARIOS[name] = Scenario(name, says, function, guest, words, console, changes, end, server, disks, modules, extras, keyboard,
+                                   memory)
         return function
     return enter
 
@@ -77,6 +78,7 @@ def prepare(scenario, tree, architecture):
     drivers = BOARDS[architecture].keyboard if scenario.keyboard else ()
     disks = image.DISK_MODULES + image.MORE_MODULES if scenario.disks else ()
     files = image.add_modules(tree, architecture, [*drivers, *disks, *scenario.modules])
+    image.add_extras(tree, architecture, scenario.extras)
     for change in scenario.changes:
         change(tree)
     if drivers:
@@ -107,8 +109,8 @@ def expect(machine, *patterns):
 
 def expect_end(machine, command):
     """The phases of the end, in their order, up to reboot(2) with `command`."""
-    expect(machine, "pyinit1: the end: server stopped: ", "pyinit1: the end: others stopped: ",
-           "pyinit1: the end: disks (?:synced|released): ", r"pyinit1: the end: reboot\(2\): " + command)
+    expect(machine, "pyinit1: the end: (?:server|COMMAND) stopped: ", "pyinit1: the end: others stopped: ",
+           "pyinit1: the end: disks released: ", r"pyinit1: the end: reboot\(2\): " + command)
 
 
 # ---- what changes a tree
@@ -126,6 +128,13 @@ def files(texts, mode=0o644):
     def change(tree):
         for path, text in texts.items():
             image.add(tree, path, image.file(text, mode))
+    return change
+
+
+def guest_program(name):
+    """The program of guest/ is in /root."""
+    def change(tree):
+        image.add(tree, "root/" + name, image.file(image.GUEST / name, 0o755))
     return change
 
 
@@ -252,6 +261,80 @@ def halt_link(machine):
     expect_end(machine, "RB_HALT_SYSTEM")
     expect(machine, "reboot: System halted")
     machine.ask("quit")
+
+
+# ---- COMMAND, and ^C on the console
+
+COMMAND_TERMINAL = "echo vm-test: session $(cut -d' ' -f6 /proc/$$/stat) of $$, terminal $(cut -d' ' -f7 /proc/$$/stat)"
+
+
+@scenario(words="PYINIT1_COMMAND=/bin/sh")
+def command(machine):
+    """COMMAND is a shell: it has the console as its terminal, ^C ends its job and not the machine, which goes when the shell goes."""
+    started = expect(machine, r"pyinit1: COMMAND started: pid (\d+): /bin/sh$")[1]
+    machine.type(COMMAND_TERMINAL)
+    expect(machine, r"^vm-test: session %s of %s, terminal (?!0$)\d+$" % (started, started))
+    machine.type("sh -c 'echo vm-test: begun $((40 + 2)); exec sleep 1000'")
+    expect(machine, "^vm-test: begun 42$")
+    machine.type("\x03", end="")
+    machine.type("echo vm-test: status $?")
+    expect(machine, "^vm-test: status 130$")
+    machine.type("exit 3")
+    expect(machine, "pyinit1: COMMAND ended: pid %s: exit status 3" % started)
+    expect_end(machine, "RB_POWER_OFF")
+    for words in "pyinit1: signal: ", "job control turned off":
+        if words in machine.console.text:
+            raise Failure("unexpected", words)
+
+
+@scenario(guest="""
+wait_until answers
+say type
+read -r line </dev/console
+check "what was typed" same "$line" "after it"
+check "the server lives" kill -0 $PPID
+power_off
+""")
+def ctrl_c(machine):
+    """^C on the console of a kept server: neither the server nor PID 1 hears of it."""
+    expect(machine, "^vm-test: type$")
+    machine.type("before it\x03after it")
+    expect(machine, "pyinit1: signal: SIGTERM: power off")
+    expect_end(machine, "RB_POWER_OFF")
+    if machine.console.text.count("pyinit1: server started: ") != 1:
+        raise Failure("started twice", "the server")
+
+
+# A terminal with an interactive shell, whose keeper goes when the shell goes, as sshd does.
+LOGIN = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pid, terminal = os.forkpty()
+if pid == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.execv(sys.argv[1], [sys.argv[1], "-i"])
+os.write(terminal, b"echo $((40 + 2)); sleep 1000\\n")
+said = b""
+try:
+    while True:
+        said += os.read(terminal, 1024)
+        if b"\\n42\\r" in said:
+            os.close(os.open(sys.argv[2], os.O_CREAT))
+except OSError:
+    pass
+"""
+
+
+@scenario(changes=[files({"root/login": LOGIN})], extras=["bin/bash", "lib/*/libtinfo.so.*"], guest="""
+for shell in bash sh; do
+    python3 -IS /root/login /bin/$shell /run/$shell &
+    wait_until [ -e /run/$shell ]
+done
+power_off
+""")
+def shells(machine):
+    """bash and busybox's sh are logged in on terminals, with jobs in the foreground: no grace is waited for."""
+    expect(machine, r"pyinit1: the end: others stopped: [0-4]\.")
 
 
 # ---- the server
