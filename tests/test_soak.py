@@ -169,6 +169,26 @@ def test_a_machine_that_says_nothing_more_hangs(monkeypatch):
         soak.wait(Running().says("pyinit1: parked\n"), "end", lambda: False, 0.0)
 
 
+class Alive(Running):
+    """A machine that hangs, but whose kernel answers SysRq."""
+    pressed = ""
+
+    def ask(self, command, **arguments):
+        assert (command, arguments) == ("chardev-send-break", {"id": "console"})
+
+    def type(self, key, end):
+        self.pressed += key + end
+        self.says({"8": "sysrq: Loglevel set to 8\n", "t": "sysrq: Show State\ntask:init\n"}[key])
+
+
+def test_a_machine_that_hangs_shows_why_if_its_kernel_can(monkeypatch):
+    monkeypatch.setattr(soak, "SYSRQ_SECONDS", 1.0)
+    running = Alive().says("pyinit1: ready: pid 1\n/ # pyinit1: parked\n")
+    with pytest.raises(machine.Failure, match="its last word is 'pyinit1: parked'; its kernel shows on the console what it does"):
+        soak.wait(running, "end", lambda: not running.console.read(0.1), 0.0)
+    assert running.pressed == "8t" and "task:init" in running.console.text
+
+
 def test_a_machine_that_could_not_run_is_no_hang(monkeypatch):
     monkeypatch.setattr(soak, "HOST_LIMIT", 0.0)
     assert judgement_of(Running()) == "host"
