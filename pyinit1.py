@@ -949,13 +949,18 @@ def given_descriptors():
 
 def foreground_terminal():
     """The descriptor of the terminal in whose foreground our process group is, or None."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTIN])
+    found = None
     for fd in (0, 1, 2):
         try:
-            if os.tcgetpgrp(fd) == os.getpgrp():
-                return fd
+            # Group 0 is any group of outside our PID namespace: there a read(2) of nothing, from the background, says EIO.
+            if os.tcgetpgrp(fd) == os.getpgrp() and (os.getpgrp() or os.read(fd, 0) == b""):
+                found = fd
+                break
         except OSError:
             pass
-    return None
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return found
 
 
 def set_foreground(fd, group):
@@ -1500,13 +1505,13 @@ class Init:
         tell = log.warn if "w" in self.options else log.debug if log.level >= DEBUG else None
         for _ in range(REAP_AT_ONCE):
             try:
-                pid, status = self.reaped = os.waitpid(-1, os.WNOHANG | (os.WUNTRACED if self.forwards else 0))
+                pid, status = self.reaped = os.waitpid(-1, os.WNOHANG | (os.WUNTRACED if self.command else 0))
             except ChildProcessError:
                 return True
             if pid == 0:
                 return False
             if os.WIFSTOPPED(status):  # an orphan's stop is nobody's business; one by ptrace(2) comes unasked
-                if pid == self.server and self.forwards:
+                if pid == self.server and self.command:
                     self.command_stopped(os.WSTOPSIG(status))
                 continue
             self.services.pop(pid, None)
@@ -1539,21 +1544,28 @@ class Init:
 
     def command_stopped(self, number):
         """COMMAND was stopped, by ^Z say: PID 1 continues it, for nobody could type `fg`; a plain process stops, too."""
-        if number == signal.SIGSTOP and os.getpid() == 1:
-            return  # no key sends that: somebody wants it to stand still
-        if os.getpid() == 1:
-            log.warn(f"COMMAND continued: pid {self.server}: {signal_name(number)} stopped it, and PID 1 has no `fg`")
+        asks, terminal = number in (signal.SIGTTIN, signal.SIGTTOU), foreground_terminal()
+        if asks and terminal is not None:
+            self.terminal = terminal  # a shell's `fg` has given it to us meanwhile
+        elif os.getpid() != 1:
+            self.stop_as_well(number)
+        elif number == signal.SIGSTOP or asks and self.terminal is None:
+            return  # somebody wants it to stand still; or it waits in the background, for `fg` where we were started
         else:
-            if self.terminal is not None:
-                set_foreground(self.terminal, os.getpgrp())
-            handler = signal.signal(number, signal.SIG_DFL) if number != signal.SIGSTOP else None
-            os.kill(os.getpid(), number)  # we go on here when a shell's `fg` or `bg` has sent us SIGCONT
-            if handler is not None:
-                signal.signal(number, handler)
-            self.terminal = foreground_terminal()
+            log.warn(f"COMMAND continued: pid {self.server}: {signal_name(number)} stopped it, and PID 1 has no `fg`")
         if self.terminal is not None:
             set_foreground(self.terminal, self.server)
         kill(-self.server, signal.SIGCONT)
+
+    def stop_as_well(self, number):
+        """Stop ourselves by the signal that stopped COMMAND, until a shell's `fg` or `bg` sends us SIGCONT."""
+        if self.terminal is not None:
+            set_foreground(self.terminal, os.getpgrp())
+        handler = signal.signal(number, signal.SIG_DFL) if number != signal.SIGSTOP else None
+        os.kill(os.getpid(), number)
+        if handler is not None:
+            signal.signal(number, handler)
+        self.terminal = foreground_terminal()
 
     # -- answering
 
