@@ -152,21 +152,25 @@ class Running:
         return self.end
 
 
-def judgement_of(running, patience=60.0):
+def patience(seconds):
+    return soak.Patience(os.getpid(), seconds)
+
+
+def judgement_of(running):
     with pytest.raises(machine.Failure) as caught:
-        soak.wait_for(running, "vm-test: ready$", patience)
+        soak.wait_for(running, "vm-test: ready$", patience(60.0))
     return caught.value.judgement
 
 
 def test_what_a_machine_says_is_found_behind_a_shells_prompt():
-    soak.wait_for(Running().says("/ # vm-test: ready\n"), "vm-test: ready$", 60.0)
+    soak.wait_for(Running().says("/ # vm-test: ready\n"), "vm-test: ready$", patience(60.0))
     assert judgement_of(Running().says("/ # vm-test: failed: mount\n")) == "the guest failed"
 
 
 def test_a_machine_that_says_nothing_more_hangs(monkeypatch):
     monkeypatch.setattr(soak, "HOST_LIMIT", 10.0)
     with pytest.raises(machine.Failure, match="hang: within 0 s no end; QEMU does not answer"):
-        soak.wait(Running().says("pyinit1: parked\n"), "end", lambda: False, 0.0)
+        soak.wait(Running().says("pyinit1: parked\n"), "end", lambda: False, patience(0.0))
 
 
 class Alive(Running):
@@ -185,7 +189,7 @@ def test_a_machine_that_hangs_shows_why_if_its_kernel_can(monkeypatch):
     monkeypatch.setattr(soak, "SYSRQ_SECONDS", 1.0)
     running = Alive().says("pyinit1: ready: pid 1\n/ # pyinit1: parked\n")
     with pytest.raises(machine.Failure, match="its last word is 'pyinit1: parked'; its kernel shows on the console what it does"):
-        soak.wait(running, "end", lambda: not running.console.read(0.1), 0.0)
+        soak.wait(running, "end", lambda: not running.console.read(0.1), patience(0.0))
     assert running.pressed == "8t" and "task:init" in running.console.text
 
 
@@ -212,11 +216,11 @@ class Playing(Running):
 def test_only_the_end_that_was_asked_for_is_no_failure(end, judgement):
     running, moments = Playing((end, "details")).says("vm-test: ready\nvm-test: now\n").ends(), []
     if judgement is None:
-        soak.play(plan(), running, 60.0, moments)
+        soak.play(plan(), running, patience(60.0), moments)
         assert moments[-1] == 1000.5 and len(moments) == 3
     else:
         with pytest.raises(machine.Failure) as caught:
-            soak.play(plan(), running, 60.0, moments)
+            soak.play(plan(), running, patience(60.0), moments)
         assert caught.value.judgement == judgement
 
 
@@ -227,14 +231,15 @@ def test_only_the_end_that_was_asked_for_is_no_failure(end, judgement):
 def test_a_failure_is_counted_where_it_belongs(tmp_path, monkeypatch, judgement, verdict):
     def attempt(_options, _base, _plan, directory, moments):
         moments += [11.0, 12.0, 13.0, 15.0]
-        (directory / "console").write_text("/ # pyinit1: others killed: still there after 2 s: pid 7 sh, pid 8 dd\n")
+        (directory / "console").write_text("console")
         if judgement:
             raise machine.Failure(judgement, "details")
+        return 0.5
 
     monkeypatch.setattr(soak, "attempt", attempt)
     result = soak.judge(options(), None, 7, tmp_path / "7")
     assert result.verdict == verdict and verdict in soak.VERDICTS
-    assert result.left == ["others killed: still there after 2 s"]
+    assert result.console == "console" and result.waited == (0.0 if judgement else 0.5)
     assert (result.parts[soak.ENDING] == 2.0) if verdict in ("clean", "unclean") else not result.parts
 
 
@@ -249,7 +254,7 @@ def test_seconds_in_which_qemu_waited_for_a_processor_are_the_hosts(monkeypatch)
     now, waits = [100.0], [{"1": 5.0, "2": 1.0}]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(soak, "waits_of", lambda pid: waits[0])
-    clock = soak.Patience(1)
+    clock = patience(60.0)
     for seconds, threads, used in ((1.0, {"1": 5.0, "2": 1.0}, 1.0), (1.0, {"1": 5.75, "2": 1.0}, 1.25), (1.0, {"3": 0.5}, 1.75),
                                    (60.0, {"3": 0.5}, 3.75), (1.0, {"3": 9.5}, 3.75), (1.0, {}, 4.75)):
         now[0], waits[0] = now[0] + seconds, threads
@@ -262,7 +267,7 @@ def test_a_process_that_shares_its_processor_is_known_to_wait():
     processor = {max(os.sched_getaffinity(0))}
     busy = [subprocess.Popen(["sh", "-c", "while :; do :; done"], preexec_fn=lambda: os.sched_setaffinity(0, processor)) for _ in range(2)]
     try:
-        clock = soak.Patience(busy[0].pid)
+        clock = soak.Patience(busy[0].pid, 60.0)
         waiting.poll(lambda: clock.look() or clock.used < clock.all / 1.2 - 0.1, 60.0, "a process that gets half of a processor")
     finally:
         for process in busy:
@@ -272,12 +277,17 @@ def test_a_process_that_shares_its_processor_is_known_to_wait():
 
 # ---- what is printed
 
-def result(seed, verdict="clean", seconds=1.0, name="reboot", company=(), left=()):
+def result(seed, verdict="clean", seconds=1.0, name="reboot", company=(), console=""):
     parts = [0.1, 4.0, 1.0, seconds, 0.2] if verdict in ("clean", "unclean") else []
-    return soak.Result(plan(seed, name, company), verdict, "panic: [ 1.0]  it\nhurts", parts, list(left))
+    return soak.Result(plan(seed, name, company), verdict, "panic: [ 1.0]  it\nhurts", parts, 0.5, console)
 
 
-RESULTS = [result(1), result(2, seconds=3.0, company=("busy writer",), left=["others killed: still there after 10 s"]),
+CONSOLE = """pyinit1: the end: power off: server has 30 s, others have 10 s
+/ # pyinit1: the end: server stopped: 0.187 s
+pyinit1: others killed: still there after 10 s: pid 7 sh, pid 8 dd
+pyinit1: the end: others stopped: 10.035 s
+"""
+RESULTS = [result(1), result(2, seconds=3.0, company=("busy writer",), console=CONSOLE),
            result(3, "unclean", 2.0), result(4, "panic", name="power off"), result(5, "hang"), result(6, "other"), result(7, "host")]
 
 
@@ -294,7 +304,9 @@ def test_the_table_counts_every_machine_once_for_its_ending_and_once_in_all():
 def test_below_the_table_stand_the_slowest_end_and_what_was_left():
     lines = soak.remarks(RESULTS)
     assert "4.0 booting" in lines[0] and lines[1].startswith("slowest: 3.00 s: seed 2: reboot (/sbin/reboot)")
-    assert lines[2:] == ["1 times, such as seed 2: others killed: still there after 10 s"]
+    assert lines[2:] == ["    its phases: server stopped: 0.187 s, others stopped: 10.035 s; "
+                         "it waited 0.5 s for a processor of this computer",
+                         "1 times, such as seed 2: others killed: still there after 10 s"]
     assert soak.remarks([]) == []
 
 

@@ -179,16 +179,24 @@ LEFT = re.compile(r"pyinit1: ((?:the end: (?:busy|stuck|disks: )|others (?:kille
 PARTS = ("making it", "booting", "at work", "ending", "checking")
 ENDING = PARTS.index("ending")              # from the request to the end
 
-# parts: the seconds of each of PARTS, or nothing, if the end was none that was asked for. left: what LEFT finds.
-Result = collections.namedtuple("Result", "plan verdict details parts left")
+# How long the end's own phases took, as pyinit1 says it.
+PHASES = re.compile(r"pyinit1: the end: (.* (?:stopped|released): [\d.]+ s)$", re.MULTILINE)
+
+# parts: the seconds of each of PARTS, or nothing, if the end was none that was asked for. waited: those of its end that were the host's.
+Result = collections.namedtuple("Result", "plan verdict details parts waited console")
 
 
 class Patience:
     """Counts the seconds that a QEMU had to run in. Those that its threads stood waiting for a processor are the host's."""
 
-    def __init__(self, pid):
-        self.pid, self.used, self.all = pid, 0.0, 0.0
-        self.last, self.waits = time.monotonic(), waits_of(pid)
+    def __init__(self, pid, limit):
+        self.pid, self.limit = pid, limit
+        self.begin()
+
+    def begin(self):
+        """Count from now on."""
+        self.used, self.all = 0.0, 0.0
+        self.last, self.waits = time.monotonic(), waits_of(self.pid)
 
     def look(self):
         """Add the seconds since the last look."""
@@ -211,28 +219,27 @@ def waits_of(pid):
     return waits
 
 
-def wait(running, what, done, patience):
+def wait(running, what, done, clock):
     """Read the console until done(); what that yields. Failure if the machine hangs, or this one does not let it run."""
-    clock, looked = Patience(running.process.pid), time.monotonic()
+    clock.begin()
     while True:
         found = done()
         if found:
             return found
-        if clock.used >= patience:
+        if clock.used >= clock.limit:
             raise machine.Failure("hang", "within %.0f s no %s; %s" % (clock.used, what, ask_the_kernel(running)))
         if clock.all >= HOST_LIMIT:
             raise machine.Failure("host", "no %s within %.0f s, of which it could run %.0f s" % (what, clock.all, clock.used))
-        if time.monotonic() >= looked + LOOK_SECONDS:
+        if time.monotonic() >= clock.last + LOOK_SECONDS:
             clock.look()
-            looked = time.monotonic()
         if running.console.ended:
             raise wrong_end(*end_of(running), "before: " + what)
         running.console.read(LOOK_SECONDS)
 
 
-def wait_for(running, pattern, patience):
+def wait_for(running, pattern, clock):
     """Wait for the pattern on the console; Failure also if the guest says that it failed."""
-    match = wait(running, pattern, lambda: running.console.find("%s|%s" % (pattern, GUEST_FAILED)), patience)
+    match = wait(running, pattern, lambda: running.console.find("%s|%s" % (pattern, GUEST_FAILED)), clock)
     if re.match(GUEST_FAILED, match.group()):
         raise machine.Failure("the guest failed", match.group())
 
@@ -280,18 +287,21 @@ def end_time(running):
     return stamps[-1]["seconds"] + stamps[-1]["microseconds"] / 1e6 if stamps else None
 
 
-def play(plan, running, patience, moments):
-    """From the boot to the end. Appends the moments that begin PARTS[2:], and the end, to `moments`; Failure says what went wrong."""
-    wait_for(running, "vm-test: ready$", patience)
+def play(plan, running, clock, moments):
+    """From the boot to the end. Appends the moments that begin PARTS[2:], and the end, to `moments`; Failure says what went wrong.
+
+    Afterwards `clock` has counted the end.
+    """
+    wait_for(running, "vm-test: ready$", clock)
     moments.append(time.time())
-    wait_for(running, "vm-test: now$", patience)
+    wait_for(running, "vm-test: now$", clock)
     if plan.ending.request in OUTSIDE:
-        wait(running, "shell", lambda: "Type: poweroff" in running.console.text, patience)
+        wait(running, "shell", lambda: "Type: poweroff" in running.console.text, clock)
         moments.append(time.time())
         OUTSIDE[plan.ending.request](running)
     else:
         moments.append(time.time())
-    wait(running, "end", lambda: running.console.ended, patience)
+    wait(running, "end", lambda: running.console.ended, clock)
     judgement, details = end_of(running)
     moments.append(end_time(running) or time.time())
     if judgement != plan.ending.reason:
@@ -342,7 +352,7 @@ def make_disks(plan, root, directory):
 
 
 def attempt(options, base, plan, directory, moments):
-    """Make, boot, end and check one machine. Failure says what went wrong; the console is written in any case."""
+    """Make, boot, end and check one machine; the seconds of its end that were the host's. The console is written in any case."""
     kernel, initramfs, root = base
     paths = make_disks(plan, root, directory)
     parts = (kernel, initramfs, kernel_words(options.arch, plan), paths)
@@ -351,10 +361,12 @@ def attempt(options, base, plan, directory, moments):
     moments.append(time.time())
     with machine.Machine(options.arch, *parts) as running:
         try:
-            play(plan, running, options.patience, moments)
+            clock = Patience(running.process.pid, options.patience)
+            play(plan, running, clock, moments)
         finally:
             (directory / "console").write_text(running.console.drain(), encoding="utf-8")
     check(plan, paths, running.console.text)
+    return clock.all - clock.used
 
 
 def judge(options, base, seed, directory):
@@ -362,8 +374,8 @@ def judge(options, base, seed, directory):
     plan, moments = plan_of(seed), [time.time()]
     directory.mkdir()
     try:
-        verdict, details = "clean", ""
-        attempt(options, base, plan, directory, moments)
+        verdict, details, waited = "clean", "", 0.0
+        waited = attempt(options, base, plan, directory, moments)
     except machine.Failure as why:
         verdict, details = VERDICT_OF.get(why.judgement, "other"), str(why)
     except Exception as why:
@@ -373,8 +385,7 @@ def judge(options, base, seed, directory):
     ended = verdict in ("clean", "unclean")
     parts = [after - before for before, after in zip(moments, moments[1:])] if ended else []
     console = directory / "console"
-    left = LEFT.findall(console.read_text(encoding="utf-8")) if console.exists() else []
-    return Result(plan, verdict, details, parts, left)
+    return Result(plan, verdict, details, parts, waited, console.read_text(encoding="utf-8") if console.exists() else "")
 
 
 def repeat_line(options, seed):
@@ -443,9 +454,11 @@ def remarks(results):
         lines.append("median seconds of a machine: " + ", ".join("%.1f %s" % pair for pair in zip(medians, PARTS)))
         slowest = max(timed, key=lambda result: result.parts[ENDING])
         lines.append("slowest: %.2f s: seed %d: %s" % (slowest.parts[ENDING], slowest.plan.seed, in_words(slowest.plan)))
+        lines.append("    its phases: %s; it waited %.1f s for a processor of this computer" % (
+            ", ".join(PHASES.findall(slowest.console)), slowest.waited))
     left = collections.defaultdict(list)
     for result in results:
-        for text in result.left:
+        for text in LEFT.findall(result.console):
             left[text].append(result.plan.seed)
     return lines + ["%d times, such as seed %d: %s" % (len(seeds), seeds[0], text) for text, seeds in left.items()]
 
