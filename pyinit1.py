@@ -97,12 +97,16 @@ RESTART_LIMIT = 5.0  # soft restart: the server's exit after it was asked; then 
 KILL_WAIT = 0.5  # reaping after SIGKILL; who is still there sleeps uninterruptibly
 FORK_LIMIT = 5.0  # COMMAND run once: from the first fork(2) that is refused until we give up
 DISKS_LIMIT = 10.0  # sync(2), unmounting, remounting and freezing, of all disks together
-SLOW_LIMIT = 300.0  # the same where disks are slow: seconds in which they take data do not count in DISKS_LIMIT
-STUCK_AFTER = 2.0  # a call that takes longer, with nothing written, is left to the child that made it; another does the rest
+SLOW_LIMIT = 300.0  # the same where disks are slow: what a call takes beyond STUCK_AFTER does not count in DISKS_LIMIT
+STUCK_AFTER = 2.0  # a call for which disks move nothing for so long is left to the child that made it; another does the rest
+LOOK_AT_DISKS = 0.5  # between two looks whether they do
 UPDATE_LIMIT = 10.0  # a new file's checks, its trial start and its way to the disk
+TRIAL_LIMIT = 5.0  # the trial start of our file before a crash of ours re-execs it
 PROBATION = 60.0  # for so long after an update a crash brings the old file back
-CRASHES, CRASHES_WITHIN = 5, 60.0  # so many crashes of ours within so many seconds are the last
+CRASHES, CRASHES_WITHIN = 5, 60.0  # so many crashes of ours within so many seconds lead to a re-exec
+PATIENT_CRASHES = 2  # from the third on what was under way, or asked for, is given up: it may be what crashes us
 SERVER_DEATHS = 3  # a server that was updated may die so often within PROBATION; then the old one comes back
+LOCK_LIMIT = 1.0  # reading our own pages, before the end
 HURRY_LIMIT = 2.0  # sync(2) when nobody wants to wait any more
 DRAIN_LIMIT = 0.5  # the last log lines' way to a slow reader, before reboot(2) or exit
 LOOK_AGAIN = 0.05  # between two looks at what sends no signal: others' children, a full backlog
@@ -113,8 +117,9 @@ LONGEST_SLEEP = 86400.0  # poll(2) takes its timeout in an int of milliseconds
 LATE_LINES = 100  # log lines that are kept for a slow reader
 LINE_BYTES = 900  # of one log line: /dev/kmsg takes less than 1 kB
 ANSWER_BYTES = 1 << 22  # of the server's answer: 100 and a service, each with its name
+MORE_THREADS = 256  # than there are when the end begins; a fork bomb gets no more
 NAMES = 20  # processes named in one line
-OWN_BYTES, SERVER_BYTES = 1 << 20, 1 << 30  # the largest file that an update takes: ours, the server's
+OWN_BYTES, SERVER_BYTES = 1 << 20, 1 << 28  # the largest file that an update takes: ours, the server's
 REAP_AT_ONCE = 1000  # children reaped before signals and deadlines are looked at again
 
 SERVER_PATHS = ("/sbin/zinit-server", "/usr/sbin/zinit-server", "/usr/bin/zinit-server", "/usr/local/bin/zinit-server")
@@ -136,7 +141,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_STRICTATIME = 1, 2, 4,
 UMOUNT_NOFOLLOW = 8  # <linux/fs.h>
 FIFREEZE = 0xC0045877  # <linux/fs.h>: _IOWR('X', 119, int)
 LOOP_CLR_FD = 0x4C01  # <linux/loop.h>
-MCL_CURRENT = 1  # <asm-generic/mman.h>
+MCL_CURRENT, MCL_ONFAULT = 1, 4  # <asm-generic/mman.h>
 CLONE_NEWPID = 0x20000000  # <linux/sched.h>
 TIOCSCTTY = 0x540E  # <asm-generic/ioctls.h>
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # <linux/sockios.h>, <linux/if.h>
@@ -351,7 +356,8 @@ def step(what, deed, *arguments):
 
 
 MOUNTINFO, SWAPS = "/proc/self/mountinfo", "/proc/swaps"
-MEMINFO, DISKSTATS, SYSRQ = "/proc/meminfo", "/proc/diskstats", "/proc/sysrq-trigger"
+MEMINFO, DISKSTATS, LOADAVG = "/proc/meminfo", "/proc/diskstats", "/proc/loadavg"
+SYSRQ, THREADS_MAX = "/proc/sysrq-trigger", "/proc/sys/kernel/threads-max"
 held = {}  # path -> descriptor of what the end reads, opened at the start: by then somebody may have unmounted /proc
 
 
@@ -382,18 +388,15 @@ def load_libc():
     if libc is not None:
         return
     try:
-        from ctypes import CDLL, c_char_p, c_int, c_ulong
+        from ctypes import CDLL, c_char_p as text, c_int as number, c_ulong as word
 
         library = CDLL(None, use_errno=True)
-        library.reboot.argtypes = [c_int]
-        library.prctl.argtypes = [c_int, c_ulong, c_ulong, c_ulong, c_ulong]
-        library.mount.argtypes = [c_char_p, c_char_p, c_char_p, c_ulong, c_char_p]
-        library.umount2.argtypes = [c_char_p, c_int]
-        library.swapoff.argtypes = [c_char_p]
-        library.mlockall.argtypes = [c_int]
-        library.sethostname.argtypes = [c_char_p, c_ulong]
-        library.socket.argtypes = [c_int, c_int, c_int]
-        library.unshare.argtypes = [c_int]
+        for name, *types in (
+            ("reboot", number), ("prctl", number, word, word, word, word), ("mount", text, text, text, word, text),
+            ("umount2", text, number), ("swapoff", text), ("mlockall", number), ("unshare", number),
+            ("sethostname", text, word), ("socket", number, number, number),
+        ):  # fmt: skip
+            getattr(library, name).argtypes = types
         libc = library
     except (ImportError, OSError, AttributeError) as why:
         log.error(f"no ctypes: {why}: no mounts, no subreaper, no reboot(2)")
@@ -744,6 +747,11 @@ def set_hostname():
         call("sethostname", words[0], len(words[0]))
 
 
+def look_at_root():
+    if os.statvfs("/").f_flag & os.ST_RDONLY:
+        log.warn("boot: the root is read-only: left as it is")
+
+
 def raise_open_files():
     """The hard RLIMIT_NOFILE, never lowered; the soft one stays, as programs with select(2) break above 1024."""
     import resource
@@ -771,10 +779,11 @@ def boot(options, again):
     log.level = own_level(options)
     fill_descriptors(CONSOLE + NOTHING)
     log.open(vm=True)
-    for path in (MOUNTINFO, SWAPS, MEMINFO, DISKSTATS, SYSRQ):
-        step(f"boot: {path}", hold, path, os.O_WRONLY if path == SYSRQ else os.O_RDONLY)
-    if os.statvfs("/").f_flag & os.ST_RDONLY:
-        log.warn("boot: the root is read-only: left as it is")
+    for path in (MOUNTINFO, SWAPS, MEMINFO, DISKSTATS, LOADAVG):
+        step(f"boot: {path}", hold, path, os.O_RDONLY)
+    step(f"boot: {SYSRQ}", hold, SYSRQ, os.O_WRONLY)
+    step(f"boot: {THREADS_MAX}", hold, THREADS_MAX, os.O_RDWR)
+    step("boot: root", look_at_root)
     step("boot: links in /dev", link_dev)
     if not again:
         step("boot: loopback interface", loopback_up)
@@ -916,23 +925,23 @@ def spawn(argv, prepare):
 
     The report is empty if exec worked, and says why it did not otherwise. Nobody waits for it: the loop reads it.
     """
-    pid = 0
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     # Blocked around fork: a handler of ours that ran in the child would swallow the signal, and wake the parent.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    mask, pid = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()), -1
     try:
         pid = os.fork()
         if pid == 0:
             run_child(argv, prepare, write_end)
-        return pid, read_end
-    except BaseException:
-        os.close(read_end)
-        if pid:
-            kill(pid, signal.SIGKILL)  # nobody would know of it
-        raise
-    finally:
         os.close(write_end)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return pid, read_end
+    except BaseException:
+        if pid > 0:
+            kill(pid, signal.SIGKILL)  # nobody would know of it
+        for fd in (read_end, write_end):
+            step("close", os.close, fd)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        raise
 
 
 def given_descriptors():
@@ -982,8 +991,11 @@ def is_our_child(pid):
         return False
 
 
-def start_helper(deed):
-    """fork(2) a child that does deed(), which may block, and exits: 0 if it was done; -> its pid. Raises OSError."""
+def start_helper(what, deed):
+    """fork(2) a child that does deed(), which may block, and exits: 0 if it was done, else it logs why; -> its pid.
+
+    Raises OSError.
+    """
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -993,7 +1005,7 @@ def start_helper(deed):
             deed()
             code = 0
         except Exception as why:
-            log.error(f"{type(why).__name__}: {why}" if not isinstance(why, (OSError, ValueError)) else str(why))
+            log.error(f"{what}: {why}" if isinstance(why, (OSError, ValueError)) else f"{what}: {type(why).__name__}: {why}")
         finally:
             log.drain()
             os._exit(code)
@@ -1062,13 +1074,14 @@ def loop_devices():
 
 
 def disk_traffic():
-    """(kB that wait for disks, sectors that disks have taken): the files are proc(5)'s.
+    """(kB that wait for disks, sectors that disks have read and written): proc(5)'s meminfo and diskstats.
 
-    Both, for the first may stand still for seconds, as ext4 counts pages in large heaps, and a network has no second.
+    Both: the first may stand still for seconds, as ext4 counts pages in large heaps, and a network has no second.
     """
     fields = [line.split() for line in read_held(MEMINFO).splitlines()]
     waiting = sum(int(field[1]) for field in fields if field[0] in (b"Dirty:", b"Writeback:"))
-    return waiting, sum(int(line.split()[9]) for line in read_held(DISKSTATS).splitlines())
+    disks = [line.split() for line in read_held(DISKSTATS).splitlines()]
+    return waiting, sum(int(disk[5]) + int(disk[9]) for disk in disks)
 
 
 DONE = b"done"  # the last step of Release: a child that ends without it was killed
@@ -1102,6 +1115,7 @@ class Release:
     def run(self):
         """Sync, release swap and loop devices, unmount, make read-only or freeze what is left, sync."""
         self.attempt(b"sync", os.sync)
+        self.unmount()  # a tmpfs first: swapoff(2) would read it back into memory
         for line in read_held(SWAPS).splitlines()[1:]:
             path = unescape(line.split()[0])
             self.attempt(path, call, "swapoff", path)
@@ -1191,9 +1205,10 @@ OWN_PATH = os.path.realpath(__file__)
 
 
 def reexec(path, words, state):
-    """execve(2) of `path` with our `words`; `state` goes along in a memfd. Raises OSError, and has changed nothing.
+    """execve(2) of `path` with our `words`; `state` goes along in a memfd. Raises OSError: then nothing has changed.
 
-    All signals must be blocked: what comes meanwhile stays pending.
+    All signals must be blocked: what comes meanwhile stays pending. There is no way back once the interpreter runs, so a
+    trial_start() has to come before.
     """
     fd = os.memfd_create("pyinit1", 0)  # without MFD_CLOEXEC
     try:
@@ -1220,6 +1235,41 @@ def handed_over(words):
         return {}
 
 
+TRIED = b"pyinit1: trial: ready\n"  # what a file that is tried says, whatever its log level
+
+
+def trial_start(path, words):
+    """Start the file with `words` in a PID namespace of its own, where that is allowed; it takes over a child, and has to get ready.
+
+    For a child of ours, and it goes with that one. Raises OSError, and ValueError with the last line that it wrote.
+    """
+    load_libc()
+    read_end, write_end = os.pipe()
+    try:
+        call("unshare", CLONE_NEWPID)
+    except OSError as why:
+        log.debug(f"trial start: in our own PID namespace: {why.strerror}")
+    trial = os.fork()
+    if trial == 0:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        server = os.fork()
+        if server == 0:
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            os.close(write_end)
+            signal.sigwait([signal.SIGTERM])
+            os._exit(0)
+        os.dup2(write_end, 2)
+        reexec(path, words, {"server": server, "trial": True})
+    os.close(write_end)
+    text = b""
+    while TRIED not in text:
+        part = os.read(read_end, 65536)
+        if not part:
+            raise ValueError(f"did not start: {(text.splitlines() or [b''])[-1].decode('utf-8', 'replace')}")
+        text += part
+    kill(trial, signal.SIGKILL)
+
+
 # ---- updates: FILE.new takes the place of FILE, which is kept as FILE.old; only children of ours do this
 
 
@@ -1231,10 +1281,11 @@ def check_owner(path, status):
 
 def read_trusted(path, most):
     """The file at `path`, no link, of `most` bytes at most, that nobody else can write. Raises OSError, ValueError."""
-    folder = path
-    while folder != "/":
-        folder = os.path.dirname(folder)
+    folder = os.path.realpath(os.path.dirname(path))
+    path = os.path.join(folder, os.path.basename(path))
+    while folder != os.path.dirname(folder):
         check_owner(folder, os.stat(folder))
+        folder = os.path.dirname(folder)
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())
         check_owner(path, status)
@@ -1244,7 +1295,7 @@ def read_trusted(path, most):
 
 
 def verify(path, most):
-    """The content of FILE.new, which is what FILE.new.sha256 says. Raises OSError, ValueError."""
+    """The content of FILE.new, if it is what FILE.new.sha256 says. Raises OSError, ValueError."""
     import hashlib
 
     content = read_trusted(path + ".new", most)
@@ -1252,6 +1303,14 @@ def verify(path, most):
     if words[:1] != [hashlib.sha256(content).hexdigest().encode()]:
         raise ValueError(f"{path}.new: its SHA-256 is not the one in {path}.new.sha256")
     return content
+
+
+def remove(path):
+    """unlink(2) of what may be missing. Raises OSError."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 def sync_path(path):
@@ -1263,66 +1322,37 @@ def sync_path(path):
         os.close(fd)
 
 
-def install(path):
-    """FILE to FILE.old, FILE.new to FILE: there is a FILE at every moment. Raises OSError, and then FILE is as it was."""
-    os.chmod(path + ".new", os.stat(path).st_mode & 0o7777)
-    sync_path(path + ".new")
-    if os.path.lexists(path + ".old~"):
-        os.unlink(path + ".old~")
-    os.link(path, path + ".old~")
-    os.replace(path + ".old~", path + ".old")
-    os.replace(path + ".new", path)
-    os.unlink(path + ".new.sha256")
-    sync_path(os.path.dirname(path))
+def update(path, most, try_it, keep_old):
+    """Put what was verified of FILE.new in FILE's place; FILE becomes FILE.old if `keep_old`, else that stays as it is.
+
+    What is tried and installed is a file of our own, for FILE.new may be written anew meanwhile. There is a FILE at every
+    moment. Raises what try_it(content, path of our file) raises, OSError and ValueError: then FILE is the old one.
+    """
+    content, trial = verify(path, most), path + ".trial"
+    try:
+        remove(trial)
+        with open(trial, "xb") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), os.stat(path).st_mode & 0o7777)
+            file.flush()
+            os.fsync(file.fileno())
+        try_it(content, trial)
+        if keep_old:
+            remove(path + ".old")
+            os.link(path, path + ".old")
+        os.replace(trial, path)
+    except BaseException:
+        step("update", remove, trial)
+        raise
+    # It is done, and nothing may fail any more.
+    for what, name in ((remove, path + ".new"), (remove, path + ".new.sha256"), (sync_path, os.path.dirname(path))):
+        step("update", what, name)
 
 
 def bring_back(path):
     """FILE.old to FILE. Raises OSError."""
     os.replace(path + ".old", path)
     sync_path(os.path.dirname(path))
-
-
-def trial_start(path, words):
-    """Start the file in a PID namespace of its own, where that is allowed; it takes over a child, and has to get ready.
-
-    Raises OSError, and ValueError with the last line that it wrote.
-    """
-    try:
-        call("unshare", CLONE_NEWPID)
-    except OSError as why:
-        log.debug(f"trial start: in our own PID namespace: {why.strerror}")
-    read_end, write_end = os.pipe()
-    trial = os.fork()
-    if trial == 0:
-        os.setpgid(0, 0)
-        os.dup2(write_end, 2)
-        server = os.fork()
-        if server == 0:
-            signal.sigwait([signal.SIGTERM])
-            os._exit(0)
-        reexec(path, words, {"server": server})
-    os.close(write_end)
-    text = b""
-    while b"pyinit1: ready" not in text:
-        part = os.read(read_end, 65536)
-        if not part:
-            raise ValueError(f"{path}: did not start: {(text.splitlines() or [b''])[-1].decode('utf-8', 'replace')}")
-        text += part
-    os.killpg(trial, signal.SIGKILL)
-
-
-def update_ourselves(words):
-    """Check our new file, try it, install it. Raises OSError, ValueError, SyntaxError."""
-    load_libc()
-    compile(verify(OWN_PATH, OWN_BYTES), OWN_PATH + ".new", "exec")
-    trial_start(OWN_PATH + ".new", words)
-    install(OWN_PATH)
-
-
-def update_server(path):
-    """Check the server's new file, and install it. Raises OSError, ValueError."""
-    verify(path, SERVER_BYTES)
-    install(path)
 
 
 # ---- the last things: they work without the loop, and are met again in Init
@@ -1347,25 +1377,34 @@ def reap_all():
         pass
 
 
-def done_in_time(deed, seconds):
+def done_in_time(what, deed, seconds):
     """Let a child do deed(), without the loop: all signals are blocked. -> whether it was done within `seconds`."""
     deadline = time.monotonic() + seconds
     try:
-        helper = start_helper(deed)
+        helper = start_helper(what, deed)
         while time.monotonic() < deadline:
             pid, status = os.waitpid(helper, os.WNOHANG)
             if pid:
                 return status == 0
             signal.sigtimedwait([signal.SIGCHLD], max(0.0, deadline - time.monotonic()))
+        kill(helper, signal.SIGKILL)
+        log.error(f"{what}: not done within {seconds:g} s")
     except OSError as why:
-        log.error(f"not done: {why.strerror}")
+        log.error(f"{what}: fork: {why.strerror}")
     return False
+
+
+def ask_kernel(requests):
+    """Documentation/admin-guide/sysrq.rst: `s` syncs, `u` remounts read-only, in the kernel and not in us."""
+    for request in requests:
+        step(SYSRQ, os.write, held.get(SYSRQ, -1), request)
 
 
 def hurry(how):
     """Sync in a child for at most HURRY_LIMIT, then reboot(2). Returns only if that fails."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    done_in_time(os.sync, HURRY_LIMIT)
+    if not done_in_time("sync", os.sync, HURRY_LIMIT):
+        ask_kernel([b"s"])
     try_reboot(how)
 
 
@@ -1386,7 +1425,7 @@ def park():
 # What the next one gets over a re-exec: attributes of Init, all of them numbers, texts, and lists of such.
 HANDED_OVER = (
     "server", "started", "start_at", "started_at", "unsettled", "cwd", "terminal", "restart", "update", "request", "ending",
-    "status", "reaped", "crashes", "probation", "server_probation", "server_deaths",
+    "releasing", "status", "reaped", "crashes", "probation", "server_probation", "server_deaths",
 )  # fmt: skip
 
 
@@ -1409,7 +1448,7 @@ class Init:
         self.report = None  # descriptor on which the child says why exec failed, until it has closed it
         self.start_at = 0.0  # when the server is to be started, time.monotonic()
         self.started_at = 0.0  # when it was
-        self.give_up_at = time.monotonic() + FORK_LIMIT  # from then on a COMMAND run once is not tried again
+        self.give_up_at = time.monotonic() + FORK_LIMIT  # from then on a fork(2) for a COMMAND run once is the last try
         self.services = {}  # pid -> Process: services that are our children, since a soft restart
         self.unsettled = False  # a new server has not yet said which of them it took over
         self.helpers = {}  # pid -> status, or None: children that do what could block us
@@ -1418,6 +1457,7 @@ class Init:
         self.update = False  # a self-update was asked for
         self.server_probation, self.server_deaths = 0.0, 0  # the same for an updated server
         self.reaped = (0, 0)  # the last (pid, status) of waitpid(2)
+        self.releasing = False  # the disks are being released: our own file may be gone
         self.answering = 0  # the signal that is being answered
         self.wakeup = None  # read end of the pipe that signals write to
         self.pending = set()  # signals that came and are not answered yet
@@ -1425,8 +1465,10 @@ class Init:
         self.restart = False  # a soft restart was asked for
         self.request = None  # the first of ENDINGS that was asked for
         self.ending = False  # the end is under way: nothing is started any more
+        self.threads_max = b""  # the kernel's limit, before the end
         self.disks_deadline = 0.0  # when the disks' time is over, time.monotonic()
-        self.slow_deadline = 0.0  # when it is over even if they go on taking data
+        self.slow_deadline = 0.0  # when it is over even if they go on moving data
+        self.traffic, self.looked_at = (0, 0), 0.0  # disk_traffic() at the last look, and when that was
         self.had_terminal = set()  # identities of the processes that had one when the end began
         self.status = 0  # our exit status, where we exit
 
@@ -1646,7 +1688,7 @@ class Init:
         for name in set(HANDED_OVER) & set(state):
             setattr(self, name, state[name])
         self.services = {process.pid: process for process in processes() if process.pid in state.get("services", ())}
-        if self.server is not None and self.reaped[0] == self.server:
+        if self.server is not None and self.reaped[0] == self.server and not os.WIFSTOPPED(self.reaped[1]):
             self.server_ended(self.reaped[1])  # the crash came between the two
         elif self.server is not None and not is_our_child(self.server):
             if time.monotonic() < self.probation:
@@ -1657,19 +1699,28 @@ class Init:
 
     def hand_over(self):
         """Leave everything to the one after a re-exec: the state, and, all signals being blocked, what waits for an answer."""
-        for number in self.pending | {self.answering} - {0}:
+        for helper in [helper for helper, status in self.helpers.items() if status is None]:
+            kill(helper, signal.SIGKILL)  # nobody would know of it any more
+        patient = len(self.crashes) < PATIENT_CRASHES
+        for number in self.pending | ({self.answering} if patient else set()) - {0}:
             os.kill(os.getpid(), number)
         state = {name: getattr(self, name) for name in HANDED_OVER}
-        state["services"] = list(self.services)
+        state.update(services=list(self.services), restart=self.restart and patient)
         return state
 
     def self_update(self):
         """Put our new file into place and re-exec it; whatever is wrong with it: nothing has changed, and we go on."""
         log.info(f"self-update: {OWN_PATH}.new")
         self.update = False
+        before, keep_old = file_identity(OWN_PATH), time.monotonic() >= self.probation  # else .old is the last good one
         words = [] if self.mode == VM else sys.argv[1:]  # a kernel's words mean nothing outside a VM
-        if not self.have_done(lambda: update_ourselves(words), UPDATE_LIMIT):
-            log.error("self-update: refused")
+
+        def try_it(content, trial):
+            compile(content, trial, "exec")
+            trial_start(trial, words)
+
+        self.have_done("self-update: refused", lambda: update(OWN_PATH, OWN_BYTES, try_it, keep_old), UPDATE_LIMIT)
+        if file_identity(OWN_PATH) == before:
             return
         self.probation = time.monotonic() + PROBATION
         log.info("self-update: re-exec")
@@ -1680,20 +1731,21 @@ class Init:
         except OSError as why:
             log.error(f"self-update: re-exec: {why.strerror}: the old file comes back")
             self.probation = 0.0
-            self.have_done(lambda: bring_back(OWN_PATH), UPDATE_LIMIT)
+            done_in_time("self-update: the old file", lambda: bring_back(OWN_PATH), UPDATE_LIMIT)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
-    def have_done(self, deed, seconds):
-        """Let a child do deed(), which may block; -> whether it was done within `seconds`."""
+    def have_done(self, what, deed, seconds):
+        """Let a child do deed(), which may block; -> whether it was done within `seconds`. If not, it has been logged."""
         try:
-            helper = start_helper(deed)
+            helper = start_helper(what, deed)
         except OSError as why:
-            log.error(f"fork: {why.strerror}")
+            log.error(f"{what}: fork: {why.strerror}")
             return False
         self.helpers[helper] = None
         if not self.wait(lambda: self.helpers[helper] is not None, seconds):
             kill(helper, signal.SIGKILL)
+            log.error(f"{what}: " + (f"{self.request} goes first" if self.called_away() else f"not done within {seconds:g} s"))
         return self.helpers.pop(helper) == 0
 
     def exchange_server(self):
@@ -1702,20 +1754,22 @@ class Init:
             path = "" if self.command else find_server(os.environ)
         except OSError:
             return
+        before = file_identity(path)
         if self.server_deaths > SERVER_DEATHS:
             log.error(f"server died {self.server_deaths} times within {PROBATION:g} s of its update: the old file comes back")
-            self.have_done(lambda: bring_back(path), UPDATE_LIMIT)
+            self.have_done("server's old file", lambda: bring_back(path), UPDATE_LIMIT)
             self.server_probation, self.server_deaths = 0.0, 0
         elif self.restart and path and os.path.lexists(path + ".new"):
-            if self.have_done(lambda: update_server(path), UPDATE_LIMIT):
+            keep_old = time.monotonic() >= self.server_probation
+            self.have_done(
+                "server not updated", lambda: update(path, SERVER_BYTES, lambda *_: None, keep_old), UPDATE_LIMIT)  # fmt: skip
+            if file_identity(path) != before:
                 log.info(f"server updated: {path}")
                 self.server_probation, self.server_deaths = time.monotonic() + PROBATION, 0
-            else:
-                log.error(f"server not updated: {path}.new: refused")
 
     def start_server(self):
         """Start the server or COMMAND; where that fails, say so and leave it to the next try."""
-        self.unsettled = bool(self.services)
+        self.unsettled, self.reaped = bool(self.services), (0, 0)
         self.started_at = time.monotonic()
         self.start_at = self.started_at + RESPAWN_DELAY  # if this fails
         try:
@@ -1919,16 +1973,29 @@ class Init:
         self.had_terminal = {process.identity for process in processes() if process.has_tty}
         log.info(f"the end: {self.request}: {self.limits_in_words()}")
         if self.mode == VM:
-            step("the end: mlockall", call, "mlockall", MCL_CURRENT)  # no page has to come from a disk any more
+            step("the end: fork bombs", self.limit_threads)
+            self.lock_memory()
         self.phase(f"{self.what} stopped", self.stop_server)
         self.phase("others stopped", self.stop_others)
         if self.mode == VM:
+            step("the end: forks", os.pwrite, held.get(THREADS_MAX, -1), self.threads_max, 0)
             self.phase("disks released", self.release_disks)
             try_reboot(self.request)
             park()
         log.info(f"the end: exit status {self.status}")
         log.drain()
         os._exit(self.status)
+
+    def limit_threads(self):
+        """From now on a fork bomb only replaces its own processes. Undone for the children that release the disks."""
+        self.threads_max = read_held(THREADS_MAX)
+        now = int(read_held(LOADAVG).split()[3].partition(b"/")[2])
+        os.pwrite(held[THREADS_MAX], b"%d\n" % (now + MORE_THREADS), 0)
+
+    def lock_memory(self):
+        """mlockall(2): no page has to come from a disk any more. A child reads them first, as a dead disk would hold us."""
+        read = self.have_done("the end: our pages", lambda: call("mlockall", MCL_CURRENT), LOCK_LIMIT)
+        step("the end: mlockall", call, "mlockall", MCL_CURRENT if read else MCL_CURRENT | MCL_ONFAULT)
 
     def limits_in_words(self):
         others = f"others have {self.options['grace']:g} s"
@@ -1987,6 +2054,7 @@ class Init:
 
     def release_disks(self):
         """Let a child do Release, and leave it behind where one disk holds it: another one does the rest."""
+        self.releasing = True
         self.disks_deadline, self.slow_deadline = time.monotonic() + DISKS_LIMIT, time.monotonic() + SLOW_LIMIT
         stuck = set()
         try:
@@ -1999,34 +2067,44 @@ class Init:
                 doing = self.follow_release(stuck)
         except OSError as why:
             log.error(f"the end: disks: {why.strerror}: asking the kernel to sync and to remount read-only")
-            for request in (b"s", b"u"):  # Documentation/admin-guide/sysrq.rst: both run in the kernel, not in us
-                step(SYSRQ, os.write, held.get(SYSRQ, -1), request)
+            ask_kernel([b"s", b"u"])
             self.disks_deadline = time.monotonic() + HURRY_LIMIT
             self.wait(lambda: False, HURRY_LIMIT)
-        if not self.wait(lambda: None not in self.helpers.values(), self.disks_deadline - time.monotonic()):
-            log.error(f"the end: disks: given up after {DISKS_LIMIT:g} s: {os.fsdecode(b', '.join(stuck))}")
+        began = time.monotonic()
+        while not self.wait(lambda: None not in self.helpers.values(), LOOK_AT_DISKS):
+            self.disks_move(began)
+            if time.monotonic() >= self.disks_deadline:
+                log.error(f"the end: disks: given up after {DISKS_LIMIT:g} s: {os.fsdecode(b', '.join(stuck))}")
+                return
+
+    def disks_move(self, began):
+        """Have disks moved data since the last look? Then a call that `began` more than STUCK_AFTER ago is slow, not dead."""
+        now, before, self.traffic = time.monotonic(), self.traffic, disk_traffic()
+        moved = now < self.slow_deadline and (self.traffic[0] < before[0] or self.traffic[1] > before[1])
+        if moved and now >= began + STUCK_AFTER:
+            log.seldom("the end: disks are slow: they get more time")
+            self.disks_deadline += min(LOOK_AT_DISKS, now - self.looked_at)
+        self.looked_at = now
+        return moved
 
     def follow_release(self, stuck):
         """Start a child that does Release; -> the step that holds it, or that it died of, or DONE. Raises OSError."""
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        helper = start_helper(Release(stuck, write_end).run)
+        helper = start_helper("the end", Release(stuck, write_end).run)
         self.helpers[helper] = None
         os.close(write_end)
-        doing, since, traffic = b"starting", time.monotonic(), disk_traffic()
+        doing, began, alive = b"starting", time.monotonic(), time.monotonic()
         while self.helpers[helper] is None:
-            if self.turn(min(self.disks_deadline, since + STUCK_AFTER), read_end, select.POLLIN):
+            if self.turn(time.monotonic() + LOOK_AT_DISKS, read_end, select.POLLIN):
                 data = os.read(read_end, 65536)
                 if not data:  # it has ended, and its status comes
                     self.wait(lambda: self.helpers[helper] is not None, STUCK_AFTER)
                     break
-                doing, since = (data.split(b"\0")[-2:-1] or [doing])[0], time.monotonic()
-            if time.monotonic() >= min(self.disks_deadline, since + STUCK_AFTER):
-                before, traffic = traffic, disk_traffic()
-                is_slow = traffic[0] and (traffic[0] < before[0] or traffic[1] > before[1])
-                if not is_slow or time.monotonic() >= self.slow_deadline:
-                    return doing
-                log.info(f"the end: {os.fsdecode(doing)}: {traffic[0]} kB are not written yet")
-                self.disks_deadline, since = self.disks_deadline + time.monotonic() - since, time.monotonic()
+                doing, began, alive = (data.split(b"\0")[-2:-1] or [doing])[0], time.monotonic(), time.monotonic()
+            elif self.disks_move(began):
+                alive = time.monotonic()
+            if time.monotonic() >= min(self.disks_deadline, alive + STUCK_AFTER):
+                break
         return doing
 
 
@@ -2208,6 +2286,13 @@ def load_the_rest():
         libc.malloc_trim(0)  # 3 MB that compiling this file took
 
 
+def say_ready(trial):
+    """To the log, and to who tries this file."""
+    log.info(f"ready: pid {os.getpid()}")
+    if trial:
+        os.write(2, TRIED)
+
+
 def report_crash(why, vm):
     """Log an exception and where it came from, in one line."""
     places, frame = [], why.__traceback__
@@ -2219,33 +2304,42 @@ def report_crash(why, vm):
     log.error(f"crashed: {type(why).__name__}: {why}: at {' > '.join(places[-20:])}")
 
 
-def recover(state):
-    """After a crash: re-exec, with the file from before an update if that was recent. Returns if this comes too often."""
+def recover(state, vm):
+    """After a crash: re-exec, with the file from before an update if that was recent. Returns if that can't help."""
     now = time.monotonic()
     state["crashes"] = [crash for crash in state.get("crashes", ()) if now - crash < CRASHES_WITHIN] + [now]
+    if len(state["crashes"]) > CRASHES:
+        log.error(f"crashed {CRASHES + 1} times within {CRASHES_WITHIN:g} s")
+        return
     if now < state.get("probation", 0.0):
-        state["probation"] = 0.0
         log.error("self-update: a crash: the old file comes back")
-        done_in_time(lambda: bring_back(OWN_PATH), UPDATE_LIMIT)
-    if len(state["crashes"]) <= CRASHES:
+        if done_in_time("the old file", lambda: bring_back(OWN_PATH), UPDATE_LIMIT):
+            state["probation"] = 0.0
+    if done_in_time("trial start", lambda: trial_start(OWN_PATH, [] if vm else sys.argv[1:]), TRIAL_LIMIT):
         log.drain()
         reexec(OWN_PATH, sys.argv[1:], state)
-    log.error(f"crashed {CRASHES + 1} times within {CRASHES_WITHIN:g} s")
 
 
-def crashed(why, vm, hand_over):
-    """An exception in PID 1: re-exec, which costs the server nothing; else a machine parks, another one exits."""
+def crashed(why, vm, state, hand_over):
+    """An exception in PID 1: re-exec, which costs the server nothing; else a machine parks, another one exits.
+
+    `state` is what is known at least, nothing where nothing runs that a re-exec would keep; hand_over() returns the rest.
+    Never returns.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    state = {}
-    for deed in (lambda: report_crash(why, vm), lambda: state.update(hand_over()), lambda: state and recover(state)):
+    for deed in (
+        lambda: report_crash(why, vm),
+        lambda: state.update(hand_over()),
+        lambda: state and not state.get("releasing") and recover(state, vm),
+    ):
         try:
             deed()
-        except BaseException:  # in the handler of an exception: what comes after it is all the more needed
-            pass
+        except BaseException as again:  # in the handler of an exception: what comes after it is all the more needed
+            step("log", log.error, f"crashed in the handler: {type(again).__name__}: {again}")
     step("log", log.drain)
     if vm:
         step("libc", load_libc)
-        if state.get("ending"):
+        if state.get("request"):
             hurry(state["request"])
         park()
     os._exit(1)
@@ -2265,14 +2359,16 @@ def main():
         init.listen()
         if not init.command:
             step("RPC", load_the_rest)
-        log.info(f"ready: pid {pid}")
+        say_ready("trial" in state)
         init.run()
     except BaseException as why:
         if os.getpid() != pid:
             os._exit(126)  # a child of ours that never became what it should
         if isinstance(why, SystemExit) and init is None and not vm:
             raise
-        crashed(why, vm, init.hand_over if init else lambda: state)
+        if init is not None:
+            state = {"server": init.server, "request": init.request}
+        crashed(why, vm, state, init.hand_over if init else dict)
 
 
 if __name__ == "__main__":
