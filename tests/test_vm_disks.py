@@ -10,6 +10,7 @@ import pytest
 
 import helpers  # noqa: F401  vm-test is on the path from here on
 
+import disk_scenarios
 import disks
 import image
 import machine
@@ -68,6 +69,22 @@ def test_a_broken_disk_is_found(tmp_path):
     disks.packages.run([disks.tool("debugfs"), "-w", "-R", "clri /etc/link", disk])
     assert disks.fault(disk, disks.CLEAN).startswith("e2fsck -fn: exit status 4")
     assert disks.fault(disk, disks.FROZEN) == ""        # its header says nothing
+
+
+def test_a_disk_that_was_only_synced_is_judged_and_read_after_its_recovery(tmp_path):
+    disk = written(tmp_path)
+    disks.packages.run([disks.tool("debugfs"), "-w", "-R", "feature needs_recovery", disk])
+    assert disks.fault(disk, disks.CLEAN) == disks.fault(disk, disks.FROZEN) == "its journal needs recovery"
+    assert disks.fault(disk, disks.SYNCED) == "" and disks.read(disk, "etc/two words") == "text\n"
+    assert disks.fault(disk, disks.CLEAN) != "", "the disk itself was recovered"
+    disks.packages.run([disks.tool("debugfs"), "-w", "-R", "clri /etc", disk])
+    assert disks.fault(disk, disks.SYNCED) != ""
+
+
+def test_the_worst_case_is_the_readme_s():
+    stated = re.search(r"^\| formula \|.*\| stop-timeout \+ grace \+ ([\d.]+) s \|$", (helpers.ROOT / "README.md").read_text(), re.MULTILINE)
+    measured = disk_scenarios.WORST_SECONDS - disk_scenarios.STOP_TIMEOUT - disk_scenarios.GRACE
+    assert measured == float(stated[1])
 
 
 def test_disks_in_qemus_command_line():

@@ -11,6 +11,7 @@ import pytest
 
 from helpers import ROOT, poll
 
+import disk_scenarios  # noqa: F401  enters its scenarios
 import image
 import machine
 import packages
@@ -280,6 +281,27 @@ def test_a_failing_scenario_shows_the_console_and_the_command_that_repeats_it(tm
     assert done.stdout.splitlines()[-1] == "0 passed, 1 failed"
     for words in ("boot: FAILED: ", "panic: ", " this is not pyinit1\n", "repeat it: vm-test/run boot --keep --arch ", "--init %s" % init):
         assert words in done.stdout, (words, done.stdout)
+
+
+# An init of somebody else: it mounts, runs the guest's script, and ends the machine at SIGTERM.
+FOREIGN = """#!/bin/busybox sh
+for type_folder in proc:proc sysfs:sys devtmpfs:dev tmpfs:run; do
+    busybox mount -t ${type_folder%%:*} ${type_folder%%:*} /${type_folder#*:}
+done
+trap 'busybox killall5 -9; sync; RELEASE; busybox poweroff -f' TERM
+sh /etc/rc.scenario &
+while :; do wait; busybox usleep 10000; done
+"""
+
+
+@needs_qemu
+@pytest.mark.parametrize("release, result", [("busybox umount -a -r", "1 passed, 0 failed"), (":", "0 passed, 1 failed")])
+def test_another_init_is_put_through_the_same_scenarios_and_its_disks_are_judged(tmp_path, release, result):
+    init = tmp_path / "init"
+    init.write_text(FOREIGN.replace("RELEASE", release))
+    done = run("--init", str(init), "--foreign", "disk-names")
+    assert done.stdout.splitlines()[-1] == result, done.stdout
+    assert ("unclean disk: vda: its journal needs recovery" in done.stdout) == (release == ":"), done.stdout
 
 
 @pytest.mark.parametrize("words, complaint", [(["no-such-scenario"], "no scenario no-such-scenario"), (["zinit"], "zinit needs --zinit DIR"),

@@ -7,7 +7,7 @@ import time
 import disks
 import waiting
 from machine import DEADLINE, Failure
-from scenarios import SHELL, Disk, expect, files, guest_program, scenario
+from scenarios import SHELL, Disk, expect, files, guest_program, logged, scenario
 
 DATA = Disk(64, disks.CLEAN, root=False)
 FROZEN_DATA = DATA._replace(wanted=disks.FROZEN)
@@ -377,7 +377,7 @@ say ok $NAME
 (trap '' TERM HUP; while :; do dd if=/dev/zero of=/dev/null bs=100M 2>/dev/null; done) &
 """, words="PYINIT1_GRACE=2")
 def disk_no_memory(machine):
-    """A tmpfs holds all the memory but 10 MB, there is no swap, and something deaf takes the rest: the kernel kills whoever wants more."""
+    """A tmpfs holds all the memory but 10 MB, something deaf takes the rest, and the kernel kills whoever wants more."""
     for _ in range(5):
         expect(machine, "Out of memory: Killed process")
     machine.press("ctrl", "alt", "delete")
@@ -480,7 +480,7 @@ wait_until blocked $server
 power_off
 """)
 def disk_fuse_dead(machine):
-    """The server of a FUSE mount cannot be killed, and the kernel would wait for its last word at the unmount: said, not waited for."""
+    """The server of a FUSE mount cannot be killed, and the unmount waits for its last word: said, not waited for."""
     expect(machine, r"pyinit1: others left behind: SIGKILL did not end them: .*pid \d+ dead-fuse")
     return expect_end_with_disks(machine, "/data/fuse")
 
@@ -527,13 +527,13 @@ echo text >/data/text
 power_off
 """ % (SLOW_WRITE >> 16))
 def disk_slow(machine):
-    """A disk that takes what is written to it more slowly than the limit is slow, not dead: it gets the time, and is clean."""
+    """A disk that needs longer than the limit for what is written to it is slow, not dead: it gets the time, and is clean."""
     expect(machine, "^vm-test: ready$")
     machine.throttle(0, SLOW_BYTES)
     machine.type("go")
     figure = expect_nothing_left(machine, 10 * SLOW_WRITE / SLOW_BYTES)
     expect_saved(machine, "text", "text\n")
-    if float(re.search(RELEASED, machine.console.text)[1]) < DISKS_LIMIT:
+    if float(logged(machine, RELEASED)[1]) < DISKS_LIMIT:
         raise Failure("not slow enough", figure)
     return figure
 
@@ -599,7 +599,7 @@ def disk_five_mounts(machine):
     asked = float(expect(machine, KERNEL_SAYS + "vm-test: request$")[1])
     expect_nothing_left(machine)
     seconds = float(expect(machine, KERNEL_SAYS + "reboot: Power down$")[1]) - asked
-    server = float(re.search(STOPPED, machine.console.text)[1])
+    server = float(logged(machine, STOPPED)[1])
     figure = "%.3f s, of which the server %.3f s (goal: %.1f beyond that)" % (seconds, server, GOAL)
     if seconds - server > TIMES * GOAL:
         raise Failure("too slow", figure)

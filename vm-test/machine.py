@@ -103,6 +103,7 @@ class Machine:
 
     def __init__(self, architecture, kernel, initramfs, words, disks=(), memory=MEMORY):
         self.disks = disks
+        self.foreign = False        # is its /init another one than pyinit1, which logs nothing of what pyinit1 logs?
         ours, theirs = socket.socketpair()
         argv = qemu_argv(architecture, kernel, initramfs, words, disks, memory, qmp=theirs.fileno(), kvm=kvm_wanted())
         with theirs:        # setpriv: whatever becomes of us, QEMU goes with the thread that started it
