@@ -92,6 +92,7 @@ STOP_TIMEOUT = 30.0  # default: the server or COMMAND, from the request to end t
 GRACE = 10.0  # default: everything else, from SIGTERM to SIGKILL
 RESPAWN_DELAY = 1.0  # from the server's death to the next start
 LISTEN_LIMIT = 5.0  # from the server's start until a missing socket means that there will be none
+TIDY_AFTER = 1.0  # COMMAND's start goes before giving memory back
 RPC_LIMIT = 5.0  # one request to the server: connecting and answering together
 RESTART_LIMIT = 5.0  # soft restart: the server's exit after it was asked; then the same for services it left
 KILL_WAIT = 0.5  # reaping after SIGKILL; who is still there sleeps uninterruptibly
@@ -117,7 +118,7 @@ LONGEST_SLEEP = 86400.0  # poll(2) takes its timeout in an int of milliseconds
 LATE_LINES = 100  # log lines that are kept for a slow reader
 LINE_BYTES = 900  # of one log line: /dev/kmsg takes less than 1 kB
 ANSWER_BYTES = 1 << 22  # of the server's answer: 100 and a service, each with its name
-MORE_THREADS = 256  # than there are when the end begins; a fork bomb gets no more
+MORE_THREADS = 64  # than there are when the end begins; a fork bomb gets no more
 NAMES = 20  # processes named in one line
 OWN_BYTES, SERVER_BYTES = 1 << 20, 1 << 28  # the largest file that an update takes: ours, the server's
 REAP_AT_ONCE = 1000  # children reaped before signals and deadlines are looked at again
@@ -400,6 +401,13 @@ def load_libc():
         libc = library
     except (ImportError, OSError, AttributeError) as why:
         log.error(f"no ctypes: {why}: no mounts, no subreaper, no reboot(2)")
+
+
+def give_memory_back():
+    """malloc_trim(3): some MB that compiling this file took. musl has none."""
+    load_libc()
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def call(name, *arguments):
@@ -1448,6 +1456,7 @@ class Init:
         self.report = None  # descriptor on which the child says why exec failed, until it has closed it
         self.start_at = 0.0  # when the server is to be started, time.monotonic()
         self.started_at = 0.0  # when it was
+        self.tidy_at = time.monotonic() + TIDY_AFTER if self.command else 0.0  # when memory is given back; 0 when it was
         self.give_up_at = time.monotonic() + FORK_LIMIT  # from then on a fork(2) for a COMMAND run once is the last try
         self.services = {}  # pid -> Process: services that are our children, since a soft restart
         self.unsettled = False  # a new server has not yet said which of them it took over
@@ -1663,6 +1672,8 @@ class Init:
                 self.self_update()
             elif self.server is not None and self.unsettled:
                 self.stop_unadopted()
+            elif self.server is not None and self.tidy_at:
+                self.tidy()
             elif self.server is not None:
                 self.turn()
             elif time.monotonic() < self.start_at:
@@ -1670,6 +1681,14 @@ class Init:
             else:
                 self.start_again()
         self.end()
+
+    def tidy(self):
+        """Once COMMAND has run for a while: give back what compiling this file took. A short COMMAND ends without it."""
+        self.turn(self.tidy_at)
+        if time.monotonic() >= self.tidy_at:
+            self.tidy_at = 0.0
+            give_memory_back()
+            log.debug("memory given back")
 
     def start_again(self):
         """Start the server, or its update; no more once the end was asked for."""
@@ -1969,8 +1988,9 @@ class Init:
     def end(self):
         """Stop everything in order, then leave. Never returns."""
         self.ending = True
-        # A shell whose session's leader goes with the server has lost its terminal when the others' turn comes.
-        self.had_terminal = {process.identity for process in processes() if process.has_tty}
+        if not self.nobody_left():
+            # A shell whose session's leader goes with the server has lost its terminal when the others' turn comes.
+            self.had_terminal = {process.identity for process in processes() if process.has_tty}
         log.info(f"the end: {self.request}: {self.limits_in_words()}")
         if self.mode == VM:
             step("the end: fork bombs", self.limit_threads)
@@ -2281,9 +2301,7 @@ def load_the_rest():
     import json  # noqa: F401
     import socket  # noqa: F401
 
-    load_libc()
-    if hasattr(libc, "malloc_trim"):  # musl has none
-        libc.malloc_trim(0)  # 3 MB that compiling this file took
+    give_memory_back()
 
 
 def say_ready(trial):

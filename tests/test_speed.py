@@ -75,8 +75,8 @@ def start_restarted(namespace):
 
 
 def start_command(namespace):
-    namespace.start("--", "sleep", "100000")
-    namespace.wait_for("^pyinit1: COMMAND started")
+    namespace.start("--log-level", "debug", "--", "sleep", "100000")
+    namespace.wait_for("^pyinit1: memory given back")
 
 
 class Idle:
