@@ -1092,6 +1092,28 @@ def disk_traffic():
     return waiting, sum(int(disk[5]) + int(disk[9]) for disk in disks)
 
 
+class DiskTime:
+    """How long the disks still have: DISKS_LIMIT, and more where they are slow, not dead."""
+
+    def __init__(self):
+        self.looked_at = time.monotonic()
+        self.deadline, self.slow_deadline = self.looked_at + DISKS_LIMIT, self.looked_at + SLOW_LIMIT
+        self.traffic = disk_traffic()  # at the last look
+
+    def is_over(self):
+        return time.monotonic() >= self.deadline
+
+    def moved(self, began):
+        """Have disks moved data since the last look? Then a call that `began` more than STUCK_AFTER ago is slow, not dead."""
+        now, before, self.traffic = time.monotonic(), self.traffic, disk_traffic()
+        moved = now < self.slow_deadline and (self.traffic[0] < before[0] or self.traffic[1] > before[1])
+        if moved and now >= began + STUCK_AFTER:
+            log.seldom("the end: disks are slow: they get more time")
+            self.deadline += min(LOOK_AT_DISKS, now - self.looked_at)
+        self.looked_at = now
+        return moved
+
+
 DONE = b"done"  # the last step of Release: a child that ends without it was killed
 
 
@@ -1402,6 +1424,12 @@ def done_in_time(what, deed, seconds):
     return False
 
 
+def limit_threads():
+    """Let there be no more than MORE_THREADS besides those that there are: a fork bomb only replaces its own."""
+    now = int(read_held(LOADAVG).split()[3].partition(b"/")[2])  # proc(5): running/all
+    os.pwrite(held[THREADS_MAX], b"%d\n" % (now + MORE_THREADS), 0)
+
+
 def ask_kernel(requests):
     """Documentation/admin-guide/sysrq.rst: `s` syncs, `u` remounts read-only, in the kernel and not in us."""
     for request in requests:
@@ -1467,6 +1495,7 @@ class Init:
         self.server_probation, self.server_deaths = 0.0, 0  # the same for an updated server
         self.reaped = (0, 0)  # the last (pid, status) of waitpid(2)
         self.releasing = False  # the disks are being released: our own file may be gone
+        self.stopped = 0  # the signal that stopped COMMAND, until that is answered
         self.answering = 0  # the signal that is being answered
         self.wakeup = None  # read end of the pipe that signals write to
         self.pending = set()  # signals that came and are not answered yet
@@ -1475,9 +1504,6 @@ class Init:
         self.request = None  # the first of ENDINGS that was asked for
         self.ending = False  # the end is under way: nothing is started any more
         self.threads_max = b""  # the kernel's limit, before the end
-        self.disks_deadline = 0.0  # when the disks' time is over, time.monotonic()
-        self.slow_deadline = 0.0  # when it is over even if they go on moving data
-        self.traffic, self.looked_at = (0, 0), 0.0  # disk_traffic() at the last look, and when that was
         self.had_terminal = set()  # identities of the processes that had one when the end began
         self.status = 0  # our exit status, where we exit
 
@@ -1511,6 +1537,9 @@ class Init:
             else:
                 self.answer(number)
         self.answering = 0
+        if self.stopped:  # not before: what has come shall not wait for a shell's `fg`
+            number, self.stopped = self.stopped, 0
+            self.command_stopped(number)
         return ready
 
     def sleep(self, deadline, fd, events):
@@ -1563,7 +1592,7 @@ class Init:
                 return False
             if os.WIFSTOPPED(status):  # an orphan's stop is nobody's business; one by ptrace(2) comes unasked
                 if pid == self.server and self.command:
-                    self.command_stopped(os.WSTOPSIG(status))
+                    self.stopped = os.WSTOPSIG(status)
                 continue
             self.services.pop(pid, None)
             if pid == self.server:
@@ -1617,12 +1646,17 @@ class Init:
         if handler is not None:
             signal.signal(number, handler)
         self.terminal = foreground_terminal()
+        self.pending.discard(signal.SIGCONT)  # COMMAND's comes next; a second one would undo the next ^Z
+        for each in in_order(self.pending - {signal.SIGCHLD}):  # SIGTERM, say: before COMMAND may stop again
+            self.pending.discard(each)
+            self.answer(each)
 
     # -- answering
 
     def answer(self, number):
         """Answer one signal: pass it on, or note what is to be done. Nothing waits in here."""
         if self.forwards and self.server is not None:
+            self.stopped = 0 if number == signal.SIGCONT else self.stopped
             self.signal_server(self.rewrite.get(number, number))
             return
         action = action_for(number)
@@ -1988,29 +2022,24 @@ class Init:
     def end(self):
         """Stop everything in order, then leave. Never returns."""
         self.ending = True
+        if self.mode == VM:
+            step("the end: threads-max", limit_threads)
         if not self.nobody_left():
             # A shell whose session's leader goes with the server has lost its terminal when the others' turn comes.
             self.had_terminal = {process.identity for process in processes() if process.has_tty}
         log.info(f"the end: {self.request}: {self.limits_in_words()}")
         if self.mode == VM:
-            step("the end: fork bombs", self.limit_threads)
             self.lock_memory()
         self.phase(f"{self.what} stopped", self.stop_server)
         self.phase("others stopped", self.stop_others)
         if self.mode == VM:
-            step("the end: forks", os.pwrite, held.get(THREADS_MAX, -1), self.threads_max, 0)
+            step("the end: threads-max", limit_threads)  # our own children are to have some
             self.phase("disks released", self.release_disks)
             try_reboot(self.request)
             park()
         log.info(f"the end: exit status {self.status}")
         log.drain()
         os._exit(self.status)
-
-    def limit_threads(self):
-        """From now on a fork bomb only replaces its own processes. Undone for the children that release the disks."""
-        self.threads_max = read_held(THREADS_MAX)
-        now = int(read_held(LOADAVG).split()[3].partition(b"/")[2])
-        os.pwrite(held[THREADS_MAX], b"%d\n" % (now + MORE_THREADS), 0)
 
     def lock_memory(self):
         """mlockall(2): no page has to come from a disk any more. A child reads them first, as a dead disk would hold us."""
@@ -2074,40 +2103,27 @@ class Init:
 
     def release_disks(self):
         """Let a child do Release, and leave it behind where one disk holds it: another one does the rest."""
-        self.releasing = True
-        self.disks_deadline, self.slow_deadline = time.monotonic() + DISKS_LIMIT, time.monotonic() + SLOW_LIMIT
-        stuck = set()
+        self.releasing, disk_time, stuck = True, DiskTime(), set()
         try:
-            doing = self.follow_release(stuck)
+            doing = self.follow_release(stuck, disk_time)
             while doing != DONE and doing not in stuck:
                 log.warn(f"the end: stuck: {os.fsdecode(doing)}: going on without it")
                 stuck.add(doing)
-                if time.monotonic() >= self.disks_deadline:
+                if disk_time.is_over():
                     break
-                doing = self.follow_release(stuck)
+                doing = self.follow_release(stuck, disk_time)
         except OSError as why:
             log.error(f"the end: disks: {why.strerror}: asking the kernel to sync and to remount read-only")
             ask_kernel([b"s", b"u"])
-            self.disks_deadline = time.monotonic() + HURRY_LIMIT
             self.wait(lambda: False, HURRY_LIMIT)
         began = time.monotonic()
         while not self.wait(lambda: None not in self.helpers.values(), LOOK_AT_DISKS):
-            self.disks_move(began)
-            if time.monotonic() >= self.disks_deadline:
+            disk_time.moved(began)
+            if disk_time.is_over():
                 log.error(f"the end: disks: given up after {DISKS_LIMIT:g} s: {os.fsdecode(b', '.join(stuck))}")
                 return
 
-    def disks_move(self, began):
-        """Have disks moved data since the last look? Then a call that `began` more than STUCK_AFTER ago is slow, not dead."""
-        now, before, self.traffic = time.monotonic(), self.traffic, disk_traffic()
-        moved = now < self.slow_deadline and (self.traffic[0] < before[0] or self.traffic[1] > before[1])
-        if moved and now >= began + STUCK_AFTER:
-            log.seldom("the end: disks are slow: they get more time")
-            self.disks_deadline += min(LOOK_AT_DISKS, now - self.looked_at)
-        self.looked_at = now
-        return moved
-
-    def follow_release(self, stuck):
+    def follow_release(self, stuck, disk_time):
         """Start a child that does Release; -> the step that holds it, or that it died of, or DONE. Raises OSError."""
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         helper = start_helper("the end", Release(stuck, write_end).run)
@@ -2121,9 +2137,9 @@ class Init:
                     self.wait(lambda: self.helpers[helper] is not None, STUCK_AFTER)
                     break
                 doing, began, alive = (data.split(b"\0")[-2:-1] or [doing])[0], time.monotonic(), time.monotonic()
-            elif self.disks_move(began):
+            elif disk_time.moved(began):
                 alive = time.monotonic()
-            if time.monotonic() >= min(self.disks_deadline, alive + STUCK_AFTER):
+            if disk_time.is_over() or time.monotonic() >= alive + STUCK_AFTER:
                 break
         return doing
 

@@ -351,7 +351,7 @@ def test_seven_interrupts_kill_all_that_is_ours_and_nobody_else(tmp_path, plain)
     setup = ("sleep 100000 & unrelated=$!\n"
              "list() { for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline; echo; done; }\n"
              # Who was killed takes a moment to go.
-             "trap 'for _ in $(seq 100); do list | grep -q -e guinea_pig -e zinit-server || break; sleep 0.1; done; list; echo over' EXIT\n")
+             "trap 'for _ in $(seq 100); do list | grep -q -e [g]uinea_pig -e [z]init-server || break; sleep 0.1; done; list; echo over' EXIT\n")
     with Namespace(tmp_path) as namespace:
         namespace.service("stubborn", namespace.guinea_pig("stubborn", -1, "orphan"))
         namespace.fault("stays")
