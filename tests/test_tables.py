@@ -177,9 +177,9 @@ def test_a_file_system_is_mounted_after_the_one_it_lies_on():
 # ---- limits
 
 def test_the_readmes_worst_case_is_what_the_constants_add_up_to():
-    """stop-timeout and 0.5 s after SIGKILL; grace and 0.5 s after SIGKILL; the log's last lines; in a VM the disks."""
+    """stop-timeout and 0.5 s after SIGKILL; grace and 0.5 s after SIGKILL; the log's last lines; in a VM our own pages and the disks."""
     container = 2 * pyinit1.KILL_WAIT + pyinit1.DRAIN_LIMIT
-    fixed = (container, container + pyinit1.DISKS_LIMIT)
+    fixed = (container, container + pyinit1.LOCK_LIMIT + pyinit1.DISKS_LIMIT)
     formula, *rows = readme_rows("worst case")
     assert formula == ["formula"] + ["stop-timeout + grace + %g s" % seconds for seconds in fixed]
     options = [("by default", pyinit1.STOP_TIMEOUT, pyinit1.GRACE), ("--stop-timeout 6 --grace 2", 6, 2),
