@@ -1265,6 +1265,14 @@ def handed_over(words):
         return {}
 
 
+def go_with_parent():
+    """prctl(2): SIGKILL for us when our parent dies; without ctypes we outlive it."""
+    try:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    except OSError:
+        pass
+
+
 TRIED = b"pyinit1: trial: ready\n"  # what a file that is tried says, whatever its log level
 
 
@@ -1281,10 +1289,10 @@ def trial_start(path, words):
         log.debug(f"trial start: in our own PID namespace: {why.strerror}")
     trial = os.fork()
     if trial == 0:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        go_with_parent()
         server = os.fork()
         if server == 0:
-            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            go_with_parent()
             os.close(write_end)
             signal.sigwait([signal.SIGTERM])
             os._exit(0)
@@ -1503,7 +1511,6 @@ class Init:
         self.restart = False  # a soft restart was asked for
         self.request = None  # the first of ENDINGS that was asked for
         self.ending = False  # the end is under way: nothing is started any more
-        self.threads_max = b""  # the kernel's limit, before the end
         self.had_terminal = set()  # identities of the processes that had one when the end began
         self.status = 0  # our exit status, where we exit
 
