@@ -68,8 +68,10 @@ if __name__ == "__main__":
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
+import posix  # built in, as _signal is
 import sys
 
+PARENT = posix.getppid()  # it may die while the rest is read
 if __name__ == "__main__" and not sys.flags.isolated:
     # Started as `python3 pyinit1.py`: no /os.py beside this file or on PYTHONPATH may become part of PID 1.
     _library = "/%s/python%d.%d" % (sys.platlibdir, *sys.version_info[:2])
@@ -102,7 +104,7 @@ SLOW_LIMIT = 300.0  # the same where disks are slow: what a call takes beyond ST
 STUCK_AFTER = 2.0  # a call for which disks move nothing for so long is left to the child that made it; another does the rest
 LOOK_AT_DISKS = 0.5  # between two looks whether they do
 UPDATE_LIMIT = 10.0  # a new file's checks, its trial start and its way to the disk
-TRIAL_LIMIT = 5.0  # the trial start of our file before a crash of ours re-execs it
+TRIAL_LIMIT = 5.0  # the trial start of a file of ours
 PROBATION = 60.0  # for so long after an update a crash brings the old file back
 CRASHES, CRASHES_WITHIN = 5, 60.0  # so many crashes of ours within so many seconds lead to a re-exec
 PATIENT_CRASHES = 2  # from the third on what was under way, or asked for, is given up: it may be what crashes us
@@ -231,10 +233,10 @@ def open_first(*paths):
     return None
 
 
-def is_writable(fd, seconds=0.0):
-    """poll(2): would a write of at most PIPE_BUF bytes to `fd` go through at once, if not now, then soon?"""
+def is_ready(fd, events, seconds=0.0):
+    """poll(2): has `fd` one of `events` at once, if not now, then within `seconds`? POLLOUT: room for PIPE_BUF bytes."""
     poll = select.poll()
-    poll.register(fd, select.POLLOUT)
+    poll.register(fd, events)
     return bool(poll.poll(max(0.0, seconds) * 1000))  # below 0 is for ever
 
 
@@ -302,7 +304,7 @@ class Log:
 
     def flush(self):
         """Write as much as there is room for."""
-        while self.late and (not self.shared or is_writable(self.fd)):
+        while self.late and (not self.shared or is_ready(self.fd, select.POLLOUT)):
             done = write_alone(self.fd, self.late[0])
             self.late[0] = self.late[0][done:]
             if self.late[0]:
@@ -313,7 +315,7 @@ class Log:
         """Before the very end: give a slow reader DRAIN_LIMIT to make room."""
         deadline = time.monotonic() + DRAIN_LIMIT
         while self.late and time.monotonic() < deadline:
-            is_writable(self.fd, deadline - time.monotonic())
+            is_ready(self.fd, select.POLLOUT, deadline - time.monotonic())
             self.flush()
 
     def error(self, text):
@@ -1256,13 +1258,17 @@ def reexec(path, words, state):
 
 
 def handed_over(words):
-    """The state that reexec() left for a process with these words; {} if there is none: a kernel's words may say anything."""
+    """The state that reexec() left for a process with these words, or the server's pid at least.
+
+    {} if there is no such child of ours: a kernel's words may say anything.
+    """
     try:
-        fd = parse_adopted(words[1])[1] if words[:1] == ["--adopt-server"] else None
+        pid = 0
+        pid, fd = parse_adopted(words[1]) if words[:1] == ["--adopt-server"] else (0, None)
         with open(fd, "rb") as file:
             return dict(marshal.loads(file.read()))
     except (IndexError, TypeError, ValueError, EOFError, OSError):
-        return {}
+        return {"server": pid} if pid and is_our_child(pid) else {}
 
 
 def go_with_parent():
@@ -1299,8 +1305,10 @@ def trial_start(path, words):
         os.dup2(write_end, 2)
         reexec(path, words, {"server": server, "trial": True})
     os.close(write_end)
-    text = b""
+    text, deadline = b"", time.monotonic() + TRIAL_LIMIT
     while TRIED not in text:
+        if not is_ready(read_end, select.POLLIN, deadline - time.monotonic()):
+            raise ValueError(f"not ready within {TRIAL_LIMIT:g} s")
         part = os.read(read_end, 65536)
         if not part:
             raise ValueError(f"did not start: {(text.splitlines() or [b''])[-1].decode('utf-8', 'replace')}")
@@ -1324,7 +1332,7 @@ def read_trusted(path, most):
     while folder != os.path.dirname(folder):
         check_owner(folder, os.stat(folder))
         folder = os.path.dirname(folder)
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         check_owner(path, status)
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
@@ -1367,21 +1375,21 @@ def update(path, most, try_it, keep_old):
     moment. Raises what try_it(content, path of our file) raises, OSError and ValueError: then FILE is the old one.
     """
     content, trial = verify(path, most), path + ".trial"
-    try:
-        remove(trial)
-        with open(trial, "xb") as file:
+    remove(trial)
+    with open(trial, "xb") as file:
+        try:
             file.write(content)
-            os.fchmod(file.fileno(), os.stat(path).st_mode & 0o7777)
             file.flush()
             os.fsync(file.fileno())
-        try_it(content, trial)
-        if keep_old:
-            remove(path + ".old")
-            os.link(path, path + ".old")
-        os.replace(trial, path)
-    except BaseException:
-        step("update", remove, trial)
-        raise
+            try_it(content, trial)
+            os.fchmod(file.fileno(), os.stat(path).st_mode & 0o7777)
+            if keep_old:
+                remove(path + ".old")
+                os.link(path, path + ".old")
+            os.replace(trial, path)
+        except BaseException:
+            step("update", remove, trial)
+            raise
     # It is done, and nothing may fail any more.
     for what, name in ((remove, path + ".new"), (remove, path + ".new.sha256"), (sync_path, os.path.dirname(path))):
         step("update", what, name)
@@ -1739,12 +1747,11 @@ class Init:
 
     def adopt(self, state):
         """Go on where the one before the re-exec was; -> whether there was one."""
-        pid = self.options.get("adopt-server", (0, None))[0]
-        if not state and not (pid and is_our_child(pid)):
-            if pid:
-                log.warn(f"ignored: --adopt-server {pid}: not our child")
+        if not state:
+            if "adopt-server" in self.options:
+                log.warn(f"ignored: --adopt-server {self.options['adopt-server'][0]}: not our child")
             return False
-        self.server, self.started = pid or None, "adopted"
+        self.server, self.started = state["server"], "adopted"
         for name in set(HANDED_OVER) & set(state):
             setattr(self, name, state[name])
         self.services = {process.pid: process for process in processes() if process.pid in state.get("services", ())}
@@ -2260,13 +2267,13 @@ def answer_at_once(options, complaints, mode, reason):
     sys.exit(0)
 
 
-def become_subreaper(options, parent):
-    """Not PID 1: our descendants' orphans shall come to us, and we may have to go with `parent`, who started us."""
+def become_subreaper(options):
+    """Not PID 1: our descendants' orphans shall come to us, and we may have to go with our parent."""
     load_libc()
     step("prctl: orphans are not reaped", prctl, PR_SET_CHILD_SUBREAPER, 1)
     if "parent-death" in options:
         step("prctl: our parent's death goes unnoticed", prctl, PR_SET_PDEATHSIG, options["parent-death"])
-        if os.getppid() != parent:  # it died before that
+        if os.getppid() != PARENT:  # it died before that
             os.kill(os.getpid(), options["parent-death"])
 
 
@@ -2291,7 +2298,6 @@ def leave_folder():
 
 def get_ready(vm, again):
     """Everything up to the point where the server can be started, or, `again` after a re-exec, taken over. -> Init."""
-    parent = os.getppid()
     options, complaints = parse_args(sys.argv[1:], os.environ, vm)
     mode, reason = where_am_i(os.getpid(), vm, container_word(options, os.environ))
     if not vm:
@@ -2312,7 +2318,7 @@ def get_ready(vm, again):
     for complaint in complaints:
         log.warn(f"ignored: {complaint}")
     if os.getpid() != 1:
-        become_subreaper(options, parent)
+        become_subreaper(options)
     init = Init(options, mode)
     init.given, init.cwd = given, leave_folder()
     init.terminal = foreground_terminal() if init.command and not vm else None
@@ -2356,22 +2362,24 @@ def recover(state, vm):
         log.error("self-update: a crash: the old file comes back")
         if done_in_time("the old file", lambda: bring_back(OWN_PATH), UPDATE_LIMIT):
             state["probation"] = 0.0
-    if done_in_time("trial start", lambda: trial_start(OWN_PATH, [] if vm else sys.argv[1:]), TRIAL_LIMIT):
+    if done_in_time("trial start", lambda: trial_start(OWN_PATH, [] if vm else sys.argv[1:]), UPDATE_LIMIT):
         log.drain()
         reexec(OWN_PATH, sys.argv[1:], state)
 
 
-def crashed(why, vm, state, hand_over):
+def crashed(why, vm, state, init):
     """An exception in PID 1: re-exec, which costs the server nothing; else a machine parks, another one exits.
 
-    `state` is what is known at least, nothing where nothing runs that a re-exec would keep; hand_over() returns the rest.
-    Never returns.
+    `state`: what the one before a re-exec handed over. Never returns.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    trial = "trial" in state
+    if init:
+        state = {"server": init.server, "request": init.request}
     for deed in (
         lambda: report_crash(why, vm),
-        lambda: state.update(hand_over()),
-        lambda: state and not state.get("releasing") and recover(state, vm),
+        lambda: init and state.update(init.hand_over()),
+        lambda: state and not trial and not state.get("releasing") and recover(state, vm),
     ):
         try:
             deed()
@@ -2405,11 +2413,9 @@ def main():
     except BaseException as why:
         if os.getpid() != pid:
             os._exit(126)  # a child of ours that never became what it should
-        if isinstance(why, SystemExit) and init is None and not vm:
+        if isinstance(why, SystemExit) and not (init or state or vm):
             raise
-        if init is not None:
-            state = {"server": init.server, "request": init.request}
-        crashed(why, vm, state, init.hand_over if init else dict)
+        crashed(why, vm, state, init)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import time
 import disks
 import waiting
 from machine import DEADLINE, Failure
-from scenarios import SHELL, Disk, expect, files, guest_program, logged, scenario
+from scenarios import Disk, expect, files, guest_program, logged, scenario
 
 DATA = Disk(64, disks.CLEAN, root=False)
 FROZEN_DATA = DATA._replace(wanted=disks.FROZEN)
@@ -438,14 +438,14 @@ echo text >/other/text
 (while :; do dd if=/dev/zero of=/data/file bs=64k count=64 2>/dev/null; done) &
 wait_until [ -s /data/file ]
 say filled
-wait_until [ -e /run/go ]
+read -r line </dev/console
 power_off
-""", changes=[SHELL])
+""")
 def disk_stops_answering(machine):
     """A disk answers no more while it is written to: said, the limits are kept, and another disk is clean."""
     expect(machine, "vm-test: filled$")
     machine.stop_answering(0)
-    machine.type("touch /run/go")
+    machine.type("go")
     return expect_end_with_disks(machine, "/data")
 
 
@@ -500,18 +500,18 @@ def disk_nfs_dead(machine):
     return expect_end_with_disks(machine, "/data/nfs")
 
 
-@scenario(disks=[DEAD_DATA], changes=[SHELL], guest=DISK + """
+@scenario(disks=[DEAD_DATA], guest=DISK + """
 (while :; do dd if=/dev/zero of=/data/file bs=64k count=64 2>/dev/null; done) &
 wait_until [ -s /data/file ]
 say ok $NAME
-wait_until [ -e /run/go ]
+read -r line </dev/console
 /sbin/poweroff -fn
 """)
 def disk_forced_no_sync(machine):
     """`poweroff -fn` ends a machine whose disk answers no more: it does not sync."""
     expect(machine, "^vm-test: ok ")
     machine.stop_answering(0)
-    machine.type("touch /run/go")
+    machine.type("go")
     machine.wait_end("guest-shutdown")
 
 
@@ -606,9 +606,10 @@ def disk_five_mounts(machine):
     return figure
 
 
-# The worst case of README.md: the server's time, the grace, 0.5 s after each SIGKILL, the disks' limit, and 0.5 s for the log.
+# The worst case of README.md: the server's time, the grace, 0.5 s after each SIGKILL, the disks' limit, 0.5 s for the log, and 1 s
+# for reading its own pages, which is not taken here, where they are on no disk.
 STOP_TIMEOUT, GRACE = 2, 3
-WORST_SECONDS = STOP_TIMEOUT + 0.5 + GRACE + 0.5 + DISKS_LIMIT + 0.5
+WORST_SECONDS = STOP_TIMEOUT + 0.5 + GRACE + 0.5 + DISKS_LIMIT + 0.5 + 1.0
 # A server that sleeps uninterruptibly in a frozen file system.
 DEAD_SERVER = """#!/bin/sh
 sh /etc/rc.scenario &
@@ -642,7 +643,7 @@ def disk_worst_case(machine):
     expect(machine, "^vm-test: ok ")
     seconds = end_after_mark(machine, 2)
     figure = "%.1f s, stated: %.1f s" % (seconds, WORST_SECONDS)
-    if not WORST_SECONDS - 1 < seconds < WORST_SECONDS + SLACK:
+    if not WORST_SECONDS - 1.1 < seconds < WORST_SECONDS + SLACK:
         raise Failure("not the worst case" if seconds < WORST_SECONDS else "too slow", figure)
     return figure
 
