@@ -1443,7 +1443,7 @@ def done_in_time(what, deed, seconds):
 def limit_threads():
     """Let there be no more than MORE_THREADS besides those that there are: a fork bomb only replaces its own."""
     now = int(read_held(LOADAVG).split()[3].partition(b"/")[2])  # proc(5): running/all
-    os.pwrite(held[THREADS_MAX], b"%d\n" % (now + MORE_THREADS), 0)
+    os.pwrite(held[THREADS_MAX], b"%d\n" % min(now + MORE_THREADS, int(read_held(THREADS_MAX))), 0)
 
 
 def ask_kernel(requests):

@@ -5,6 +5,7 @@ it, as pyinit1.py is bind-mounted alone and read-only. docker --init-path is a s
 data is in a temporary directory; podman's, too. Docker collects stdout and stderr by two pipes: no order of lines among them.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -43,7 +44,7 @@ http {
 }
 """
 READER = 'while read line; do echo "read: $line"; done'
-CTRL_C, CTRL_Z, DETACH = "\x03", "\x1a", "\x10\x11"
+CTRL_C, CTRL_P, CTRL_Q, CTRL_Z = "\x03", "\x10", "\x11", "\x1a"
 
 
 # ---- the image
@@ -254,6 +255,16 @@ class Keyboard:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.process.send_signal(signal.SIGWINCH)
 
+    def detach(self):
+        """^P ^Q, until the engine lets go: podman knows them only as two reads, so that they must not come at once."""
+        def let_go():
+            for key in (CTRL_P, CTRL_Q):
+                self.type(key)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(0.2)
+            return self.process.poll() is not None
+        poll(let_go, SECONDS, "the engine to detach")
+
     def wait(self):
         self.log.wait_end(SECONDS)
         return self.process.wait(SECONDS)
@@ -341,13 +352,12 @@ def attach(engine):
     with Box(engine, "sh", options=("-it",)) as box:
         for number in (3, 4):
             with Keyboard(engine, "attach", box.identity) as keyboard:
-                keyboard.type("echo $((%d*%d))\n" % (number, number))
-                keyboard.wait_for("^%d$" % (number * number))
+                keyboard.type(CTRL_C + "echo is $((%d*%d))\n" % (number, number))
+                keyboard.wait_for("is %d$" % (number * number))
                 keyboard.type(CTRL_C + "echo again $((1+1))\n")
                 keyboard.wait_for("again 2$")
                 if number == 3:
-                    keyboard.type(DETACH)
-                    keyboard.process.wait(SECONDS)
+                    keyboard.detach()
                     assert box("inspect", "--format={{.State.Running}}") == "true"
                 else:
                     keyboard.type("exit 9\n")
