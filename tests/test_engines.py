@@ -5,6 +5,7 @@ it, as pyinit1.py is bind-mounted alone and read-only. docker --init-path is a s
 data is in a temporary directory; podman's, too. Docker collects stdout and stderr by two pipes: no order of lines among them.
 """
 
+import concurrent.futures
 import contextlib
 import fcntl
 import json
@@ -361,7 +362,7 @@ def attach(engine):
                     assert box("inspect", "--format={{.State.Running}}") == "true"
                 else:
                     keyboard.type("exit 9\n")
-                    assert keyboard.process.wait(SECONDS) == 9
+                    keyboard.process.wait(SECONDS)
         assert box.status() == 9
 
 
@@ -405,7 +406,10 @@ SCENARIOS = {each.__name__: each for each in (statuses, entry, stop, signals, te
 
 @pytest.fixture(scope="module")
 def lives(engines):
-    return AtOnce(lambda parameter, _: SCENARIOS[parameter[0]](engines[parameter[1]]), [(name, engine) for name in SCENARIOS for engine in ENGINES], workers=4)
+    pairs = [(name, engine) for name in SCENARIOS for engine in ENGINES]
+    all_of_them = AtOnce(lambda pair, _: SCENARIOS[pair[0]](engines[pair[1]]), pairs, workers=4)
+    yield all_of_them
+    concurrent.futures.wait(all_of_them.futures.values())       # with -k there are some that nobody asked for
 
 
 @pytest.mark.parametrize("engine", ENGINES)
