@@ -1,0 +1,236 @@
+"""A crash of pyinit1.py's own costs the server nothing: an exception at every line, in the handler, in the end, and too many."""
+
+import collections
+import concurrent.futures
+import os
+import random
+import re
+import signal
+import statistics
+import time
+
+import pytest
+
+from helpers import PYINIT1, SECONDS, is_alive, poll
+from injecting import EXCEPTIONS, SCENARIOS, functions_of, live
+from updating import Updatable, from_here, generation, quiet
+
+pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="not root: every folder has an owner who is neither root nor us")
+
+AT_ONCE = 4                 # lives at a time
+SAMPLE = 100                # lines that are tried, of all; PYINIT1_FAULTS=all tries all, as `make faults` does
+FAR = 10                    # times the goal: then a test fails
+CRASH_GOAL = 0.2            # s: from the crash to the next loop
+
+# What is not tried, and why.
+EXEMPT = {
+    "main": "the statements before the handler is in, and the handler's own last resort",
+    "in_initial_pid_namespace": "without its answer this may be a machine's PID 1, that parks",
+    "park": "the parking itself",
+}
+
+
+# ---- an exception at every line
+
+def recorded():
+    """{(role, line): the first scenario that executes it}; no life by itself has anything wrong with it."""
+    found = {}
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        lives = dict(zip(SCENARIOS, pool.map(lambda scenario: live(scenario, "record"), SCENARIOS)))
+    for scenario, (life, wrong) in lives.items():
+        assert not wrong, (scenario, wrong, life.log)
+        for key in life.lines:
+            found.setdefault(key, scenario)
+    return found
+
+
+def try_line(scenario, role, line, exception):
+    """-> (what became of it, the log): survived, nothing ran yet, not reached, or what was wrong."""
+    for _ in range(2):
+        life, wrong = live(scenario, "%s %d %s" % (role, line, exception))
+        if life.was_raised:
+            break
+    if not life.was_raised:
+        return wrong or "not reached", life.log
+    if wrong == "not started" and (role == "init" or "command" in scenario):
+        return "nothing ran yet", life.log
+    return wrong or "survived", life.log
+
+
+def test_an_exception_at_any_line_costs_nothing(figure):
+    """Same server, and a request to end ends all in order; in the end: it is finished, and no server is started."""
+    wanted, seed = os.environ.get("PYINIT1_FAULTS", str(SAMPLE)), int(os.environ.get("PYINIT1_FAULTS_SEED") or random.randrange(10**6))
+    names, found = functions_of(), recorded()
+    exempt = {key for key in found if names.get(key[1], "module") in (*EXEMPT, "module")}
+    keys = sorted(found.keys() - exempt)
+    if wanted != "all":
+        keys = random.Random(seed).sample(keys, min(int(wanted), len(keys)))
+    plans = [(found[role, line], role, line, EXCEPTIONS[(line + seed) % len(EXCEPTIONS)]) for role, line in keys]
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        outcomes = dict(zip(plans, pool.map(lambda plan: try_line(*plan), plans)))
+    counts = collections.Counter(outcome for outcome, _ in outcomes.values())
+    wrong = {plan: both for plan, both in outcomes.items() if both[0] not in ("survived", "nothing ran yet", "not reached")}
+    for (scenario, role, line, exception), (outcome, text) in wrong.items():
+        print("%s:%d: %s, %s, %s: %s\n%s\n" % (names.get(line), line, role, exception, scenario, outcome, text))
+    early = sorted({names[line] for (_, _, line, _), (outcome, _) in outcomes.items() if outcome == "nothing ran yet"})
+    figure("an exception at each of %d lines (of %d executed; seed %d): survived" % (len(keys), len(found), seed), counts["survived"], "lines", "all")
+    figure("... ended before anything ran, in %s" % ", ".join(early), counts["nothing ran yet"], "lines", "those of the first start")
+    figure("... not reached again", counts["not reached"], "lines", "few")
+    figure("... exempt: %s, and the module's own" % ", ".join(EXEMPT), len(exempt), "lines", "those")
+    assert not wrong, "\n".join("%s:%d: %s, %s, %s: %s" % (names.get(line), line, role, exception, scenario, outcome)
+                                for (scenario, role, line, exception), (outcome, _) in wrong.items())
+    assert counts["not reached"] < len(keys) / 20
+
+
+# ---- what a crash costs, and when it is one too many
+
+def crashing(when, also=""):
+    """pyinit1.py, that crashes when it answers SIGHUP and this expression is true."""
+    return generation(1, late="""
+answer_well = Init.answer
+def answer(self, number):
+    if number == signal.SIGHUP and (%s):
+        raise ZeroDivisionError("on purpose")
+    answer_well(self, number)
+Init.answer = answer
+%s
+""" % (when, also))
+
+
+ONCE = "not self.crashes"
+
+
+def start(namespace, text, *words, **more):
+    """Start this text with the stand-in as its server; -> the server's Process."""
+    home = Updatable(namespace, text)
+    namespace.start(*words, init=home.inside, **more)
+    server = namespace.server()
+    quiet(namespace)
+    return server
+
+
+def crash(namespace):
+    """SIGHUP, and wait until the next one is in its loop; -> the seconds that took."""
+    from_here(namespace)
+    began = time.monotonic()
+    namespace.kill(signal.SIGHUP)
+    namespace.wait_for("^pyinit1: crashed: ZeroDivisionError: on purpose: at .*answer:")
+    namespace.wait_for("^pyinit1: ready")
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["pid-1", "plain"])
+def test_a_crash_costs_the_server_nothing(namespace, plain):
+    namespace.marked_service("web")
+    server = start(namespace, crashing(ONCE), plain=plain)
+    services = namespace.settled()
+    crash(namespace)
+    namespace.wait_for("^pyinit1: signal: SIGHUP: ignored")         # the request is not lost
+    assert is_alive(server.outer) and namespace.services_running() == services
+    assert [each.pid for each in namespace.children()] == [server.pid]
+    namespace.power_off()
+    assert namespace.log.text.count("server: asked: system.shutdown") == namespace.log.text.count("server: ready") == 1
+
+
+def test_a_signal_that_always_crashes_it_is_given_up(namespace):
+    server = start(namespace, crashing("True"))
+    from_here(namespace)
+    namespace.kill(signal.SIGHUP)
+    poll(lambda: namespace.log.drain().count("pyinit1: crashed: ") >= 2, SECONDS, "two crashes")
+    quiet(namespace)
+    assert is_alive(server.outer) and 2 <= namespace.log.drain().count("pyinit1: crashed: ") <= 4
+    namespace.power_off()
+
+
+def test_the_sixth_crash_in_a_minute_is_the_last(namespace):
+    server = start(namespace, crashing("True"))
+    for _ in range(6):
+        if namespace.log.ended:
+            break
+        namespace.kill(signal.SIGHUP)
+        before = namespace.log.drain().count("pyinit1: crashed: ZeroDivisionError")
+        poll(lambda: namespace.log.drain().count("pyinit1: crashed: ZeroDivisionError") > before or namespace.log.ended, SECONDS, "a crash")
+        poll(lambda: namespace.log.drain().count("pyinit1: ready") > namespace.log.text.count("pyinit1: crashed: ZeroDivisionError") or namespace.log.ended,
+             SECONDS, "the next one to be ready")
+    assert namespace.wait() == 1
+    text = namespace.log.text
+    assert text.count("pyinit1: crashed: ZeroDivisionError") == 6 and text.count("pyinit1: ready") == 6
+    assert re.search("^pyinit1: crashed 6 times within 60 s", text, re.M)
+    assert not is_alive(server.outer)           # the kernel ends a PID namespace with its PID 1
+
+
+def test_a_crash_takes_little_and_old_ones_do_not_count(namespace, figure):
+    server = start(namespace, crashing("time.monotonic() - (self.crashes or [0])[-1] > 0.5", "CRASHES_WITHIN = 0.4\n"))
+    took = []
+    for _ in range(8):
+        took.append(crash(namespace))
+        quiet(namespace)
+        over = time.monotonic() + 0.5
+        poll(lambda: time.monotonic() > over, SECONDS, "0.5 s to be over")
+    assert is_alive(server.outer)
+    figure("a crash, from the signal that causes it to the next loop", statistics.median(took), "s", CRASH_GOAL)
+    assert statistics.median(took) < FAR * CRASH_GOAL, took
+    namespace.power_off()
+
+
+@pytest.mark.parametrize("where", ["stop_server", "stop_others", "await_server", "nobody_left", "signal_others", "limits_in_words"])
+def test_after_a_crash_in_the_end_the_end_goes_on(namespace, where):
+    """And no server is started."""
+    also = "%s_well = Init.%s\ndef %s(self, *more):\n    return %s_well(self, *more) if self.crashes else 1 / 0\nInit.%s = %s\n" % ((where,) * 6)
+    namespace.service("web", "exec " + namespace.guinea_pig("web", 0.3))
+    namespace.service("left", namespace.guinea_pig("left", 0.1, "orphan"))
+    server = start(namespace, crashing("False", also))
+    namespace.wait_ready("web", "left")
+    namespace.power_off()
+    text = namespace.log.text
+    assert "pyinit1: crashed: ZeroDivisionError" in text and "web: saved" in text and "left: saved" in text
+    assert text.count("server: ready") == 1 and not is_alive(server.outer)
+    assert text.count("pyinit1: the end: exit status 0") == 1
+
+
+def test_the_exit_status_of_command_outlives_a_crash_in_the_end(namespace):
+    also = "end_well = Init.end\ndef end(self):\n    self.ending = True\n    end_well(self) if self.crashes else 1 / 0\nInit.end = end\n"
+    home = Updatable(namespace, crashing("False", also))
+    namespace.start("--", "sh", "-c", "echo up; exit 7", init=home.inside, ready=None)
+    assert namespace.wait() == 7
+    assert namespace.log.text.count("\nup\n") == 1
+
+
+def test_a_command_that_is_run_once_outlives_a_crash(namespace):
+    crashes = crashing("False", "answer_well_2 = Init.answer\ndef answer(self, number):\n    if number == signal.SIGWINCH and not self.crashes:\n        1 / 0\n"
+                       "    answer_well_2(self, number)\nInit.answer = answer\n")
+    home = Updatable(namespace, crashes)
+    namespace.start("--", *namespace.guinea_pig("once", 0.1).split(), init=home.inside)
+    command = namespace.pid_said(r"^once: ready: pid (\d+)")
+    from_here(namespace)
+    namespace.kill(signal.SIGWINCH)
+    namespace.wait_for("^pyinit1: crashed: ")
+    namespace.wait_for("^once: got SIGWINCH")           # what crashed it was forwarded in the end
+    assert is_alive(command.outer)
+    namespace.power_off()
+    assert len(re.findall("^once: got SIGTERM", namespace.log.text, re.M)) == 1
+
+
+@pytest.mark.parametrize("where", ["report_crash", "Init.hand_over", "Log.error", "Log.write"])
+def test_what_always_fails_in_the_handler_costs_the_server_nothing(namespace, where):
+    """It is found when something else crashes."""
+    broken = "%s = lambda *_: 1 / 0" % where if where != "Log.write" else "write_well = Log.write\n" \
+        "Log.write = lambda self, level, text: write_well(self, level, text) if 'crashed' not in text else 1 / 0"
+    server = start(namespace, crashing("not os.path.exists('/run/crashed') and not os.close(os.open('/run/crashed', os.O_CREAT))", broken + "\n"))
+    namespace.kill(signal.SIGHUP)
+    from_here(namespace)
+    namespace.wait_for("^generation: 1$")
+    namespace.wait_for("^pyinit1: ready")
+    assert is_alive(server.outer)
+    assert [each.pid for each in namespace.children()] == [server.pid]
+    namespace.power_off()
+
+
+def test_a_file_that_is_gone_when_it_crashes_is_said_and_ends_it(namespace):
+    home = Updatable(namespace, crashing(ONCE))
+    namespace.start(init=home.inside)
+    namespace.server()
+    home.path.unlink()
+    namespace.kill(signal.SIGHUP)
+    assert namespace.wait() == 1
+    assert re.search("^pyinit1: crashed: ", namespace.log.text, re.M) and "pyinit1.py" in namespace.log.text.rpartition("crashed: ")[2]

@@ -1,0 +1,100 @@
+"""What the tests of updates, crashes and faults share: a folder that only root can write, and pyinit1.py in generations."""
+
+import os
+import re
+import shutil
+import subprocess
+
+from helpers import PYINIT1, SECONDS, Process, pending, poll
+
+LAST = 'if __name__ == "__main__":\n    # As long as'       # pyinit1.py's last statement begins so
+# Is this a trial start, and not the PID 1 that we know?
+ON_TRIAL = '(os.getpid() != 1 or os.readlink("/proc/self/ns/pid") != os.readlink("/proc/1/ns/pid"))'
+
+# A new file that waits, all signals being blocked, until /run/go is there; not in the trial start.
+HOLD = """
+if __name__ == "__main__" and not %s:
+    os.write(2, b"held\\n")
+    while not os.path.exists("/run/go"):
+        time.sleep(0.01)
+""" % ON_TRIAL
+
+
+def generation(number, early="", late=""):
+    """pyinit1.py's text that says "generation: N" when it starts.
+
+    `early` is put behind its first constant, where nothing is defined yet, `late` before its last statement.
+    """
+    says = '\nif __name__ == "__main__":\n    os.write(2, b"generation: %d\\n")\n' % number
+    text, count = re.subn("(?m)^VERSION = .*$", lambda match: match[0] + says + early, PYINIT1.read_text())
+    assert count == 1 and text.count(LAST) == 1
+    return text.replace(LAST, late + "\n" + LAST)
+
+
+class Updatable:
+    """A file in /run/FOLDER of a namespace, which only root can write, all the way up."""
+
+    def __init__(self, namespace, content=None, folder="init", name="pyinit1.py"):
+        self.namespace, self.inside = namespace, "/run/%s/%s" % (folder, name)
+        self.path = namespace.run_directory / folder / name
+        self.path.parent.mkdir(parents=True)
+        for path in (namespace.run_directory, *self.path.parents):
+            if namespace.run_directory in (path, *path.parents):
+                path.chmod(0o755)
+        self.path.write_text(content or generation(1))
+        self.path.chmod(0o755)
+
+    def beside(self, suffix):
+        return self.path.with_name(self.path.name + suffix)
+
+    def offer(self, content):
+        """Put a new file there, and its sum as sha256sum writes it."""
+        self.beside(".new").write_text(content)
+        with open(self.beside(".new.sha256"), "w") as file:
+            subprocess.run(["sha256sum", self.path.name + ".new"], cwd=self.path.parent, stdout=file, check=True)
+
+    def files(self):
+        """{name: what it is} of all files in the folder."""
+        return {path.name: (path.lstat().st_ino, path.lstat().st_mode, path.read_bytes() if path.is_file() else "")
+                for path in self.path.parent.iterdir()}
+
+    def names(self):
+        """The endings of the files in the folder: "" for the file itself, ".old", ..."""
+        return {path.name[len(self.path.name):] for path in self.path.parent.iterdir()}
+
+
+def from_here(namespace):
+    """What is waited for from now on is not yet said."""
+    namespace.log.drain()
+    namespace.log.position = len(namespace.log.text)
+
+
+def quiet(namespace):
+    """Wait until PID 1 has nothing under way: it sleeps, blocks no signal, and asks nobody."""
+    def idle():
+        init = Process(namespace.init)
+        return init.state == "S" and not init.signals("SigBlk") | pending(init) and "socket:" not in str(init.descriptors().values())
+    poll(idle, SECONDS, "PID 1 to have nothing under way")
+
+
+def nested(namespace):
+    """The processes of PID namespaces that were made inside of this one's, and of none that we know."""
+    ours = {os.readlink("/proc/%s/ns/pid" % pid) for pid in ("self", namespace.init)}
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            process = Process(name)
+            if os.readlink("/proc/%s/ns/pid" % name) not in ours and str(namespace.run_directory) in process.read("mountinfo"):
+                found.append(process)
+        except OSError:
+            pass
+    return found
+
+
+def inject(pid, what, *options):
+    """strace that injects `what` into a process's system calls; -> Popen, attached. Without strace there is no such test."""
+    assert shutil.which("strace"), "strace is not installed"
+    tracer = subprocess.Popen(["strace", "-p", str(pid), "-o", "/dev/null", *options, *what], stdin=subprocess.DEVNULL,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    poll(lambda: Process(pid).status["TracerPid"].strip() == str(tracer.pid), SECONDS, "strace to attach")
+    return tracer
