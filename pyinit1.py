@@ -1014,7 +1014,7 @@ def start_helper(what, deed):
             log.late.clear()  # the parent writes those
             deed()
             code = 0
-        except Exception as why:
+        except BaseException as why:
             log.error(f"{what}: {why}" if isinstance(why, (OSError, ValueError)) else f"{what}: {type(why).__name__}: {why}")
         finally:
             log.drain()
@@ -1813,7 +1813,10 @@ class Init:
         if not self.wait(lambda: self.helpers[helper] is not None, seconds):
             kill(helper, signal.SIGKILL)
             log.error(f"{what}: " + (f"{self.request} goes first" if self.called_away() else f"not done within {seconds:g} s"))
-        return self.helpers.pop(helper) == 0
+        status = self.helpers.pop(helper)
+        if status is not None and os.WIFSIGNALED(status):
+            log.error(f"{what}: {how_it_ended(status)}")
+        return status == 0
 
     def exchange_server(self):
         """Before the server starts: install its update, if there is one, or take back one that keeps dying."""
@@ -2351,6 +2354,14 @@ def report_crash(why, vm):
     log.error(f"crashed: {type(why).__name__}: {why}: at {' > '.join(places[-20:])}")
 
 
+def quietly(deed, *arguments):
+    """Do one thing in the handler of an exception: what it raises must not stop what comes after it."""
+    try:
+        deed(*arguments)
+    except BaseException:
+        pass
+
+
 def recover(state, vm):
     """After a crash: re-exec, with the file from before an update if that was recent. Returns if that can't help."""
     now = time.monotonic()
@@ -2359,38 +2370,33 @@ def recover(state, vm):
         log.error(f"crashed {CRASHES + 1} times within {CRASHES_WITHIN:g} s")
         return
     if now < state.get("probation", 0.0):
-        log.error("self-update: a crash: the old file comes back")
+        quietly(log.error, "self-update: a crash: the old file comes back")
         if done_in_time("the old file", lambda: bring_back(OWN_PATH), UPDATE_LIMIT):
             state["probation"] = 0.0
     if done_in_time("trial start", lambda: trial_start(OWN_PATH, [] if vm else sys.argv[1:]), UPDATE_LIMIT):
-        log.drain()
+        quietly(log.drain)
         reexec(OWN_PATH, sys.argv[1:], state)
 
 
 def crashed(why, vm, state, init):
     """An exception in PID 1: re-exec, which costs the server nothing; else a machine parks, another one exits.
 
-    `state`: what the one before a re-exec handed over. Never returns.
+    `state`: what the one before a re-exec handed over, if it is not yet init's. Never returns.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    trial = "trial" in state
-    if init:
+    quietly(signal.pthread_sigmask, signal.SIG_BLOCK, signal.valid_signals())
+    quietly(report_crash, why, vm)
+    if init and not state:
         state = {"server": init.server, "request": init.request}
-    for deed in (
-        lambda: report_crash(why, vm),
-        lambda: init and state.update(init.hand_over()),
-        lambda: state and not trial and not state.get("releasing") and recover(state, vm),
-    ):
-        try:
-            deed()
-        except BaseException as again:  # in the handler of an exception: what comes after it is all the more needed
-            step("log", log.error, f"crashed in the handler: {type(again).__name__}: {again}")
-    step("log", log.drain)
+        quietly(lambda: state.update(init.hand_over()))
+    if state and not state.get("releasing"):
+        quietly(recover, state, vm)
+    quietly(log.drain)
     if vm:
-        step("libc", load_libc)
+        quietly(load_libc)
         if state.get("request"):
-            hurry(state["request"])
-        park()
+            quietly(hurry, state["request"])
+        while True:
+            quietly(park)
     os._exit(1)
 
 
@@ -2398,24 +2404,26 @@ def main():
     name = os.path.basename(sys.argv[0])
     if name in LINKS and os.getpid() != 1:
         sys.exit(tell_pid_1(name, sys.argv[1:]))
-    pid, init, state = os.getpid(), None, {}
+    pid, init, state, trial = os.getpid(), None, {}, False
     vm = pid == 1
     try:
         vm = vm and in_initial_pid_namespace()
         state = handed_over(sys.argv[1:])
+        trial = state.pop("trial", False)
         init = get_ready(vm, again=bool(state))
         init.adopt(state) or init.start_server()
+        state = {}  # it is init's now
         init.listen()
         if not init.command:
             step("RPC", load_the_rest)
-        say_ready("trial" in state)
+        say_ready(trial)
         init.run()
     except BaseException as why:
         if os.getpid() != pid:
             os._exit(126)  # a child of ours that never became what it should
         if isinstance(why, SystemExit) and not (init or state or vm):
             raise
-        crashed(why, vm, state, init)
+        crashed(why, vm, *(({}, None) if trial else (state, init)))
 
 
 if __name__ == "__main__":
