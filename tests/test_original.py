@@ -130,7 +130,7 @@ def test_a_signal_during_the_respawn_wait_is_answered_then(namespace):
     server = namespace.server()
     os.kill(server.outer, signal.SIGKILL)
     namespace.wait_for("^pyinit1: server ended")
-    namespace.kill(signal.SIGUSR2)
-    namespace.wait_for("^pyinit1: signal: SIGUSR2")
+    namespace.kill(signal.SIGHUP)
+    namespace.wait_for("^pyinit1: signal: SIGHUP")
     assert not child_pids(namespace.init), "answered only after the wait"
     poll(lambda: child_pids(namespace.init), SECONDS, "the next server")
