@@ -2085,15 +2085,16 @@ class Init:
         self.await_server(max(0.0, deadline - time.monotonic()))
 
     def stop_others(self):
-        """SIGTERM, SIGHUP where there was a terminal (interactive shells ignore SIGTERM), SIGCONT; grace; SIGKILL."""
+        """SIGHUP where there was a terminal (interactive shells ignore SIGTERM), SIGTERM, SIGCONT; grace; SIGKILL."""
         if self.nobody_left():
             return
         grace, look_again = self.options["grace"], LOOK_AGAIN if self.mode == CONTAINER else None
         others = self.others()
-        self.signal_others(signal.SIGTERM, others)
+        # SIGHUP first: bash, which ignores SIGTERM, now and then overlooks one that comes just after its job has died.
         for process in others:
             if process.has_tty or process.identity in self.had_terminal:
                 kill(process.pid, signal.SIGHUP)
+        self.signal_others(signal.SIGTERM, others)
         self.signal_others(signal.SIGCONT, others)
         if self.wait(self.nobody_left, grace, look_again):
             return
