@@ -61,7 +61,7 @@ def test_the_kernel_s_words_are_one_argument_and_the_printed_command_keeps_them_
 
 def test_the_console_can_be_left_out():
     assert "console=ttyS0" in machine.kernel_words("amd64").split()
-    assert "console=ttyS0" not in machine.kernel_words("amd64", console=False).split()
+    assert "console=ttyS0" not in machine.kernel_words("amd64", console=machine.NONE).split()
 
 
 @pytest.mark.parametrize("reason, console, kind", [

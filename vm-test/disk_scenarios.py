@@ -6,7 +6,7 @@ import time
 
 import disks
 import waiting
-from machine import DEADLINE, Failure
+from machine import DEADLINE, UNREAD, Failure
 from scenarios import Disk, expect, files, guest_program, logged, scenario
 
 DATA = Disk(64, disks.CLEAN, root=False)
@@ -226,18 +226,21 @@ def disk_loop_and_swap(machine):
     return expect_nothing_left(machine)
 
 
-@scenario(disks=[DATA._replace(mebibytes=384)], guest=DISK + """
-check "make a swap file" dd if=/dev/zero of=/data/swap bs=64k count=4096
+@scenario(disks=[Disk(192, disks.FROZEN, root=False)], memory=160, guest=DISK + """
+check "make a swap file" dd if=/dev/zero of=/data/swap bs=64k count=2048
 check mkswap mkswap /data/swap
 check swapon swapon /data/swap
 mkdir /big
-check "mount a tmpfs" mount -t tmpfs -o size=256m tmpfs /big
-check "more than the memory holds" dd if=/dev/zero of=/big/file bs=64k count=3900
+check "mount a tmpfs" mount -t tmpfs -o size=128m tmpfs /big
+check "more than the memory holds" dd if=/dev/zero of=/big/file bs=64k count=1900
 power_off
 """)
 def disk_swapped_tmpfs(machine):
-    """A tmpfs is larger than the memory, its rest in a swap file on the disk: that is not read back, and the disk is clean."""
-    return expect_nothing_left(machine)
+    """A tmpfs is larger than the memory, its rest in a swap file on the disk: that is not read back for the disk's sake."""
+    figure = expect_release(machine)
+    if "Out of memory" in machine.console.text:
+        raise Failure("no memory", "the kernel killed somebody")
+    return figure
 
 
 # Python's fork is slow in a guest; mount(2) by ctypes is not.
@@ -556,6 +559,7 @@ os.kill(1, signal.SIGTERM)
 """
 MARK = "vm-test: request"
 MARKED = Disk(1, disks.UNJUDGED, root=False)
+SILENCE = "echo 0 >/proc/sys/kernel/printk\n"         # or the kernel's own last words wait for the console, for seconds
 DEAF_CONSOLE = files({"root/flood": FLOOD % MARK})
 
 
@@ -570,7 +574,7 @@ def end_after_mark(machine, number):
     return time.monotonic() - started
 
 
-@scenario(disks=[DATA, MARKED], changes=[DEAF_CONSOLE], guest=SAVE + "python3 -IS /root/flood /dev/vdb")
+@scenario(disks=[DATA, MARKED], console=UNREAD, changes=[DEAF_CONSOLE], guest=SAVE + SILENCE + "python3 -IS /root/flood /dev/vdb")
 def disk_deaf_console(machine):
     """The console's reader has stopped, and the console takes nothing more: the machine ends in order."""
     expect(machine, "^vm-test: ok ")
@@ -618,7 +622,7 @@ echo >/data/server
 """
 
 
-@scenario(disks=[FROZEN_DATA, DEAD_DATA, MARKED], words="PYINIT1_STOP_TIMEOUT=%d PYINIT1_GRACE=%d" % (STOP_TIMEOUT, GRACE),
+@scenario(disks=[FROZEN_DATA, DEAD_DATA, MARKED], console=UNREAD, words="PYINIT1_STOP_TIMEOUT=%d PYINIT1_GRACE=%d" % (STOP_TIMEOUT, GRACE),
           changes=[files({"sbin/zinit-server": DEAD_SERVER}, 0o755), DEAF_CONSOLE], guest=DISK + """
 mkdir /dead
 check "mount the other disk" mount -t ext4 /dev/vdb /dead
@@ -633,8 +637,7 @@ blocked() { grep -q "^State:.D" /proc/$1/status; }
 wait_until blocked $!
 wait_until blocked $PPID
 say ok $NAME
-python3 -IS /root/flood /dev/vdc
-""")
+""" + SILENCE + "python3 -IS /root/flood /dev/vdc")
 def disk_worst_case(machine):
     """The server, another process, a disk and the console are dead: it takes as long as README.md states, and no longer."""
     expect(machine, "^vm-test: ready$")
@@ -643,7 +646,7 @@ def disk_worst_case(machine):
     expect(machine, "^vm-test: ok ")
     seconds = end_after_mark(machine, 2)
     figure = "%.1f s, stated: %.1f s" % (seconds, WORST_SECONDS)
-    if not WORST_SECONDS - 1.1 < seconds < WORST_SECONDS + SLACK:
+    if not WORST_SECONDS - 1.1 < seconds < WORST_SECONDS + 2 * SLACK:
         raise Failure("not the worst case" if seconds < WORST_SECONDS else "too slow", figure)
     return figure
 

@@ -23,15 +23,18 @@ GUEST_FAILED = "^vm-test: failed: .*$"      # what a script in the guest says wh
 PANIC = re.compile(r"^.*Kernel panic - not syncing.*$", re.MULTILINE)
 
 # An architecture's machine: QEMU's program, its arguments, the guest's serial console, the kernel's words for its own log on that
-# line without any console that /init could open, other words (on a busy host the kernel finds QEMU's timer broken, and panics), and
-# the modules that its keyboard needs.
-Board = collections.namedtuple("Board", "program arguments console no_console words keyboard")
+# line without any console that /init could open, other words (on a busy host the kernel finds QEMU's timer broken, and panics), the
+# modules that its keyboard needs, and QEMU's arguments for a console that is left unread (a PL011 would stop the whole machine).
+Board = collections.namedtuple("Board", "program arguments console no_console words keyboard unread")
 BOARDS = {
     "amd64": Board("qemu-system-x86_64", ("-machine", "q35"),
-                   "ttyS0", "console=none earlyprintk=serial,ttyS0,115200,keep", "no_timer_check", ()),
+                   "ttyS0", "console=none earlyprintk=serial,ttyS0,115200,keep", "no_timer_check", (),
+                   ("-serial", "chardev:console")),
     "arm64": Board("qemu-system-aarch64", ("-machine", "virt", "-device", "virtio-keyboard-pci"),
-                   "ttyAMA0", "console=none keep_bootcon earlycon", "", ("virtio_pci", "virtio_input")),
+                   "ttyAMA0", "console=none keep_bootcon earlycon", "", ("virtio_pci", "virtio_input"),
+                   ("-serial", "null", "-device", "pci-serial,chardev=console")),
 }
+USUAL, NONE, UNREAD = "usual", "none", "unread"         # a machine's console
 
 
 class Failure(AssertionError):
@@ -42,14 +45,14 @@ class Failure(AssertionError):
         self.judgement = judgement
 
 
-def kernel_words(architecture, words="", console=True):
+def kernel_words(architecture, words="", console=USUAL):
     """The kernel's command line: the console or none, no waiting after a panic, few lines of its own; then `words`."""
     board = BOARDS[architecture]
-    return " ".join(filter(None, ("console=" + board.console if console else board.no_console, "panic=-1", "quiet",
-                                 board.words, words)))
+    consoles = {USUAL: "console=" + board.console, NONE: board.no_console, UNREAD: "console=ttyS0"}
+    return " ".join(filter(None, (consoles[console], "panic=-1", "quiet", board.words, words)))
 
 
-def qemu_argv(architecture, kernel, initramfs, words, disks=(), memory=MEMORY, qmp=None, kvm=False):
+def qemu_argv(architecture, kernel, initramfs, words, disks=(), memory=MEMORY, console=USUAL, qmp=None, kvm=False):
     """QEMU's command line. The serial console is its standard input and output; `disks` are the files of /dev/vda and so on.
 
     With `qmp`, the number of a connected socket, the console is all that is there: for tests. Without, it shares the terminal
@@ -59,8 +62,8 @@ def qemu_argv(architecture, kernel, initramfs, words, disks=(), memory=MEMORY, q
     if qmp is None:
         channels = ["-serial", "mon:stdio"]
     else:
-        channels = ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
-                    "-chardev", "socket,id=qmp,fd=%d" % qmp, "-mon", "chardev=qmp,mode=control"]
+        channels = ["-chardev", "stdio,id=console,signal=off",
+                    *(board.unread if console == UNREAD else ("-serial", "chardev:console")), "-chardev", "socket,id=qmp,fd=%d" % qmp, "-mon", "chardev=qmp,mode=control"]
     # cache=unsafe: what this machine's disk does does not matter. No merging: a throttled disk would answer nothing for seconds.
     for number, path in enumerate(disks):
         channels += ["-drive", "if=none,id=drive%d,format=raw,cache=unsafe,file=%s" % (number, str(path).replace(",", ",,")),
@@ -101,11 +104,11 @@ def meaning(reason, console):
 class Machine:
     """A running machine. A context manager: at its end QEMU is gone, whatever happened."""
 
-    def __init__(self, architecture, kernel, initramfs, words, disks=(), memory=MEMORY):
+    def __init__(self, architecture, kernel, initramfs, words, disks=(), memory=MEMORY, console=USUAL):
         self.disks = disks
         self.foreign = False        # is its /init another one than pyinit1, which logs nothing of what pyinit1 logs?
         ours, theirs = socket.socketpair()
-        argv = qemu_argv(architecture, kernel, initramfs, words, disks, memory, qmp=theirs.fileno(), kvm=kvm_wanted())
+        argv = qemu_argv(architecture, kernel, initramfs, words, disks, memory, console, qmp=theirs.fileno(), kvm=kvm_wanted())
         with theirs:        # setpriv: whatever becomes of us, QEMU goes with the thread that started it
             self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *argv], stdin=subprocess.PIPE, bufsize=0,
                                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=[theirs.fileno()])

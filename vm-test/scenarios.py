@@ -13,13 +13,14 @@ import time
 import disks as disk_images
 import image
 import waiting
-from machine import BOARDS, DEADLINE, MEMORY, Failure, disk_name
+from machine import BOARDS, DEADLINE, MEMORY, NONE, USUAL, Failure, disk_name
 
 SCENARIOS = {}
 OURS = "pyinit1"        # stands in every pattern of a line of pyinit1's log
 
-# changes: functions that change the tree. end: how the machine must end, QMP's reason. server: "stand-in" or "zinit". modules: of the
-# kernel, which the script inserts. extras: patterns of image.EXTRAS. keyboard: it has one, for Ctrl-Alt-Del. memory: in MiB.
+# console: USUAL, NONE, or UNREAD, one that the scenario may leave unread. changes: functions that change the tree. end: how the
+# machine must end, QMP's reason. server: "stand-in" or "zinit". modules: of the kernel, which the script inserts. extras: patterns of
+# image.EXTRAS. keyboard: it has one, for Ctrl-Alt-Del. memory: in MiB.
 Scenario = collections.namedtuple("Scenario", "name says run guest words console changes end server disks modules extras keyboard memory")
 
 # An ext4 disk: its size in MiB, what it must be like at the end (disks.py), and whether it is the root, with all that the image has.
@@ -59,7 +60,7 @@ exec /next-init "$@"
 """
 
 
-def scenario(guest="", words="", console=True, changes=(), end="guest-shutdown", server="stand-in", disks=(), modules=(),
+def scenario(guest="", words="", console=USUAL, changes=(), end="guest-shutdown", server="stand-in", disks=(), modules=(),
              extras=(), keyboard=False, memory=MEMORY):
     """Enter a function as a scenario under its name, with "-" for "_"."""
     def enter(function):
@@ -74,7 +75,7 @@ def scenario(guest="", words="", console=True, changes=(), end="guest-shutdown",
 def prepare(scenario, tree, architecture):
     """Put the scenario's script into a machine's tree, and make its changes."""
     if scenario.guest:
-        out = "console" if scenario.console else BOARDS[architecture].console
+        out = BOARDS[architecture].console if scenario.console == NONE else "console"
         text = "NAME=%s OUT=/dev/%s\n%s%s" % (scenario.name, out, PRELUDE, scenario.guest)
         image.add(tree, "etc/rc.scenario", image.file(text))
     drivers = BOARDS[architecture].keyboard if scenario.keyboard else ()
@@ -492,7 +493,7 @@ def debug(machine):
 
 # ---- a poor image
 
-@scenario(console=False, words="loglevel=7", guest="""
+@scenario(console=NONE, words="loglevel=7", guest="""
 for descriptor in 0 1 2; do check "descriptor of PID 1" same "$(readlink /proc/1/fd/$descriptor)" /dev/null; done
 power_off
 """)
