@@ -61,17 +61,17 @@ shutdown files may be gone. So there is one loop with one blocking call, every w
 # The built-in half of the signal module. The other half is enums: with all that they import they would double the time
 # in which the kernel drops our signals, and a /signal.py beside this file could take their place.
 import _signal as signal
+import posix  # built in, too
 
+PARENT = posix.getppid()  # -p: it may die while the rest is read
 if __name__ == "__main__":
     # No request is lost: what comes from here on waits until the loop can answer it. Nor is a child's status:
     # a parent may have left us SIGCHLD ignored, and then the kernel would reap for us.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
-import posix  # built in, as _signal is
 import sys
 
-PARENT = posix.getppid()  # it may die while the rest is read
 if __name__ == "__main__" and not sys.flags.isolated:
     # Started as `python3 pyinit1.py`: no /os.py beside this file or on PYTHONPATH may become part of PID 1.
     _library = "/%s/python%d.%d" % (sys.platlibdir, *sys.version_info[:2])
