@@ -17,9 +17,9 @@ IGNORES_ZINIT_SOCKET = ('self.connect(connection, os.environ.get("ZINIT_SOCKET",
 REAPS_ONLY_THE_SERVER = ("                pid, status = self.reaped = os.waitpid(-1, os.WNOHANG |", "                "
                          "pid, status = self.reaped = os.waitpid(self.server if self.ending and self.server else -1, os.WNOHANG |")
 LEAVES_UNSAVED_SERVICES = ('            self.stop_services("state not saved", services.values())', "            pass")
-STARTS_ONE_MORE_SERVER = ("        self.end()\n\n    def start_again",
+STARTS_ONE_MORE_SERVER = ("        self.end()\n\n    def tidy",
                           "        if self.server is None:\n            self.start_server()\n"
-                          "        self.end()\n\n    def start_again")
+                          "        self.end()\n\n    def tidy")
 
 
 @pytest.fixture(params=["pyinit1", "the original's behaviour"])
