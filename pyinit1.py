@@ -1635,6 +1635,7 @@ class Init:
             left = children_of(os.getpid(), processes()) if self.started else ()
             if left:  # nobody can tell its services from other orphans any more, so none is stopped
                 log.warn(f"services may run twice: the server died and left: {names(left)}")
+        self.stopped = 0  # a stop that its death overtook
         self.server = None  # last: after a crash of ours in here all of it is done again
 
     def command_stopped(self, number):
