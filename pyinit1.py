@@ -1002,9 +1002,9 @@ def is_our_child(pid):
 
 
 def start_helper(what, deed):
-    """fork(2) a child that does deed(), which may block, and exits: 0 if it was done, else it logs why; -> its pid.
+    """fork(2) a child that does deed(), which may block; -> its pid. Raises OSError.
 
-    Raises OSError.
+    Its exit status: 0 if it was done; else it logs why: 1 if deed() said no, by ValueError, 2 if it could not be done.
     """
     pid = os.fork()
     if pid == 0:
@@ -1015,6 +1015,7 @@ def start_helper(what, deed):
             deed()
             code = 0
         except BaseException as why:
+            code = 1 if isinstance(why, ValueError) else 2
             log.error(f"{what}: {why}" if isinstance(why, (OSError, ValueError)) else f"{what}: {type(why).__name__}: {why}")
         finally:
             log.drain()
@@ -1424,20 +1425,24 @@ def reap_all():
 
 
 def done_in_time(what, deed, seconds):
-    """Let a child do deed(), without the loop: all signals are blocked. -> whether it was done within `seconds`."""
+    """Let a child do deed(), without the loop: all signals are blocked.
+
+    -> True if it was done within `seconds`; None if it could not be done for want of something; else False.
+    """
     deadline = time.monotonic() + seconds
     try:
         helper = start_helper(what, deed)
         while time.monotonic() < deadline:
             pid, status = os.waitpid(helper, os.WNOHANG)
             if pid:
-                return status == 0
+                return {0: True, 1: False}.get(os.waitstatus_to_exitcode(status))
             signal.sigtimedwait([signal.SIGCHLD], max(0.0, deadline - time.monotonic()))
         kill(helper, signal.SIGKILL)
         log.error(f"{what}: not done within {seconds:g} s")
+        return False
     except OSError as why:
         log.error(f"{what}: fork: {why.strerror}")
-    return False
+        return None
 
 
 def limit_threads():
@@ -1831,12 +1836,14 @@ class Init:
             self.have_done("server's old file", lambda: bring_back(path), UPDATE_LIMIT)
             self.server_probation, self.server_deaths = 0.0, 0
         elif self.restart and path and os.path.lexists(path + ".new"):
-            keep_old = time.monotonic() >= self.server_probation
+            keep_old, was = time.monotonic() >= self.server_probation, (self.server_probation, self.server_deaths)
+            self.server_probation, self.server_deaths = time.monotonic() + PROBATION, 0  # now: a crash may come between
             self.have_done(
                 "server not updated", lambda: update(path, SERVER_BYTES, lambda *_: None, keep_old), UPDATE_LIMIT)  # fmt: skip
             if file_identity(path) != before:
                 log.info(f"server updated: {path}")
-                self.server_probation, self.server_deaths = time.monotonic() + PROBATION, 0
+            else:
+                self.server_probation, self.server_deaths = was
 
     def start_server(self):
         """Start the server or COMMAND; where that fails, say so and leave it to the next try."""
@@ -1984,9 +1991,8 @@ class Init:
 
     def replace_server(self):
         """Ask the server to save its state and go. Services that it did not save are stopped, not to run twice."""
-        # Services that outlived an earlier soft restart are our children already.
-        services = {process.pid: process for process in children_of(self.server, processes())}
-        services.update(self.services)
+        # Beside those that outlived an earlier soft restart. From here on a crash of ours forgets none.
+        self.services.update({process.pid: process for process in children_of(self.server, processes())})
         before = file_identity(STATE_PATH)
         result = self.ask("system.prepare_restart", RPC_LIMIT)
         if result is None and not self.called_away():
@@ -1995,10 +2001,10 @@ class Init:
         if self.called_away():
             return
         if state_was_saved(result or {}, before):
-            self.services = {pid: process for pid, process in services.items() if is_our_child(pid)}
+            self.services = {pid: process for pid, process in self.services.items() if is_our_child(pid)}
             log.info(f"soft restart: state saved: services go on: {self.names_of_services()}")
         else:
-            self.stop_services("state not saved", services.values())
+            self.stop_services("state not saved", list(self.services.values()))
 
     def names_of_services(self):
         return names(list(self.services.values()))
@@ -2020,7 +2026,7 @@ class Init:
 
     def stop_services(self, why, services):
         """SIGTERM to the process groups of these services, RESTART_LIMIT, SIGKILL."""
-        log.warn(f"soft restart: {why}: stopping: {names(list(services))}")
+        log.warn(f"soft restart: {why}: stopping: {names(services)}")
         groups = {process.group for process in services} - {0, 1, os.getpgrp()}
 
         def gone():
@@ -2375,7 +2381,8 @@ def recover(state, vm):
         quietly(log.error, "self-update: a crash: the old file comes back")
         if done_in_time("the old file", lambda: bring_back(OWN_PATH), UPDATE_LIMIT):
             state["probation"] = 0.0
-    if done_in_time("trial start", lambda: trial_start(OWN_PATH, [] if vm else sys.argv[1:]), UPDATE_LIMIT):
+    tried = done_in_time("trial start", lambda: trial_start(OWN_PATH, [] if vm else sys.argv[1:]), UPDATE_LIMIT)
+    if tried is not False:  # where it could not be made, for want of memory say, the file is most likely what it was
         quietly(log.drain)
         reexec(OWN_PATH, sys.argv[1:], state)
 
