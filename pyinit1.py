@@ -1007,18 +1007,19 @@ def start_helper(what, deed):
     """fork(2) a child that does deed(), which may block; -> its pid. Raises OSError.
 
     Its exit status: 0 if it was done; else it logs why: 1 if deed() said no, by ValueError, 2 if it could not be done.
+    Any other one says that it could not even log that.
     """
     pid = os.fork()
     if pid == 0:
-        code = 1
+        code = 3
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # our handlers mean nothing in here
             log.late.clear()  # the parent writes those
             deed()
             code = 0
         except BaseException as why:
-            code = 1 if isinstance(why, ValueError) else 2
             log.error(f"{what}: {why}" if isinstance(why, (OSError, ValueError)) else f"{what}: {type(why).__name__}: {why}")
+            code = 1 if isinstance(why, ValueError) else 2
         finally:
             log.drain()
             os._exit(code)
@@ -1842,7 +1843,7 @@ class Init:
             kill(helper, signal.SIGKILL)
             log.error(f"{what}: " + (f"{self.request} goes first" if self.called_away() else f"not done within {seconds:g} s"))
         status = self.helpers.pop(helper)
-        if status is not None and os.WIFSIGNALED(status):
+        if status not in (None, 0, 1 << 8, 2 << 8):
             log.error(f"{what}: {how_it_ended(status)}")
         return status == 0
 
