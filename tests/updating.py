@@ -7,6 +7,7 @@ import subprocess
 
 from helpers import PYINIT1, SECONDS, Process, pending, poll
 
+LET_GO = 2.0                # s: then strace waits for what will never come
 LAST = 'if __name__ == "__main__":\n    # As long as'       # pyinit1.py's last statement begins so
 # Is this a trial start, and not the PID 1 that we know?
 ON_TRIAL = '(os.getpid() != 1 or os.readlink("/proc/self/ns/pid") != os.readlink("/proc/1/ns/pid"))'
@@ -114,3 +115,14 @@ def inject(pid, what, *options):
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     poll(lambda: Process(pid).status["TracerPid"].strip() == str(tracer.pid), SECONDS, "strace to attach")
     return tracer
+
+
+def let_go(tracer):
+    """End an inject(): strace lets go of all at SIGTERM; SIGKILL, where it waits for a PID 1 that waits for its child, which
+    strace alone could reap."""
+    tracer.terminate()
+    try:
+        tracer.wait(LET_GO)
+    except subprocess.TimeoutExpired:
+        tracer.kill()
+        tracer.wait()
