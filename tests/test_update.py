@@ -296,7 +296,7 @@ def test_the_next_command_starts_as_clean_as_the_first(home):
     from_here(home.namespace)
     os.kill(kept.outer, signal.SIGKILL)
     pid = home.namespace.wait_for(r"^kept: ready: pid (\d+)$")[1]
-    again = poll(lambda: [each for each in home.namespace.find("sleep 1000") if each.pid == int(pid)], SECONDS, "sleep")[0]
+    again = poll(lambda: [each for each in home.namespace.find("sleep 1000") if each.pid == int(pid) and each.name == "sleep"], SECONDS, "sleep")[0]
     assert again.link("cwd") == "/usr"
     assert again.descriptors().keys() == {0, 1, 2, 7} and again.descriptors()[7] == "/etc/passwd"
     assert again.signals("SigBlk") | again.signals("SigIgn") | again.signals("SigCgt") == set()

@@ -83,6 +83,14 @@ def from_here(namespace):
 def quiet(namespace):
     """Wait until PID 1 has nothing under way: it sleeps, blocks no signal, asks nobody, and has no child that is itself."""
     def idle():
+        try:
+            return look()
+        except FileNotFoundError:                   # a descriptor that was closed, a child that has ended: it does something
+            if namespace.log and namespace.log.drain() and namespace.log.ended:
+                raise
+            return False
+
+    def look():
         before = Process(namespace.init)
         busy = before.signals("SigBlk") | pending(before) or "socket:" in str(before.descriptors().values()) \
             or before.words in [child.words for child in namespace.children()]
