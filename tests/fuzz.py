@@ -38,6 +38,7 @@ from injecting import EXCEPTIONS, IN_TRIALS_NAMESPACE
 from updating import Updatable, from_here, generation, quiet
 
 STOP_TIMEOUT, GRACE = 4, 10         # s: what the copy gives the server, and the others
+IDLE = 0.08                         # s: longer than pyinit1.py ever sleeps while it has something under way, see LOOK_AGAIN
 GAP = 0.15                          # s at most between two deeds of a step
 STEPS = (1, 5)                      # of a schedule, without the end
 CRASHES = 2                         # of one life at most: from the third on pyinit1.py gives up what was asked for
@@ -178,7 +179,7 @@ def server_killed(life, draw):
     """It is started again; services that it leaves go on."""
     for process in life.servers()[:1]:
         with contextlib.suppress(OSError):
-            os.kill(process.outer, draw.choice((signal.SIGKILL, signal.SIGSEGV)))
+            os.kill(process.outer, draw.choice((signal.SIGKILL, signal.SIGSEGV)) if life.plan.kind in BOTH else signal.SIGKILL)
 
 
 @deed(1, KEEPS)
@@ -370,10 +371,19 @@ class Life:
                 raise AssertionError("; ".join(what))
             if not what:
                 quiet(self.namespace)
-                what = self.complaints(effects, first)      # and it is again in time
-            elif what:
+                what = self.awake() or self.complaints(effects, first)
+            else:
                 time.sleep(0.02)
         self.server, self.services = self.servers()[0], self.copies()
+
+    def awake(self):
+        """Does PID 1 wake up by itself? Then it has something under way; else not one time."""
+        def switches():
+            status = Process(self.namespace.init).status
+            return status["voluntary_ctxt_switches"], status["nonvoluntary_ctxt_switches"]
+        before = switches()
+        time.sleep(IDLE)
+        return ["PID 1 is awake"] if switches() != before else []
 
     def complaints(self, effects, first):
         """What is not as it must be after a step with these effects."""
