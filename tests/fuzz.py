@@ -224,7 +224,7 @@ def clients_hang_up(life, draw):
 @deed(3, KEEPS, "generation")
 def update(life, draw):
     life.number += 1
-    life.home.offer(copy(life.number))
+    life.home.offer(life.copy(life.number))
     life.installed(life.number)
     life.expect("^generation: %d$" % life.number)
     life.namespace.kill(signal.SIGUSR2)
@@ -234,7 +234,7 @@ def update(life, draw):
 def bad_update(life, draw):
     """It is refused, and nothing is changed."""
     new = life.home.beside(".new")
-    life.home.offer(copy(99, draw.choice(("1 / 0\n", "def:\n", "os._exit(0)\n"))))
+    life.home.offer(life.copy(99, draw.choice(("1 / 0\n", "def:\n", "os._exit(0)\n"))))
     draw.choice((lambda: None, lambda: new.write_text(new.read_text() + "#\n"), new.unlink))()
     life.expect("^pyinit1: self-update: refused: ")
     life.namespace.kill(signal.SIGUSR2)
@@ -244,7 +244,7 @@ def bad_update(life, draw):
 def update_that_crashes(life, draw):
     """The file from before it comes back."""
     life.number += 1
-    life.home.offer(copy(life.number, more=CRASHES_AT_ONCE))
+    life.home.offer(life.copy(life.number, more=CRASHES_AT_ONCE))
     life.installed(life.number)
     life.crashed()
     life.expect("^pyinit1: crashed: ZeroDivisionError(?s:.*)^generation: %d$" % life.generation)
@@ -280,8 +280,9 @@ class Descent(Namespace):
 class Life:
     """One life by a plan: what is done, what must have come of it."""
 
-    def __init__(self, plan, namespace):
-        self.plan, self.namespace, self.home = plan, namespace, Updatable(namespace, copy(1))
+    def __init__(self, plan, namespace, broken="", patience=SECONDS):
+        self.plan, self.namespace, self.broken, self.patience = plan, namespace, broken, patience
+        self.home = Updatable(namespace, self.copy(1))
         self.number = self.generation = self.old = 1        # the last one offered, the one that runs, the one of .old
         self.probation = False
         self.faulty = self.restarted = False                # does, or did, a server misbehave? was there a soft restart?
@@ -289,6 +290,9 @@ class Life:
         self.staying, self.expected = [], []                # names of orphans that stay; patterns of the step
         self.must_live = set()                              # pids that nobody may end before the end
         self.server, self.services, self.position = None, {}, 0
+
+    def copy(self, number, early="", more=""):
+        return copy(number, early, self.broken + more)
 
     # -- what is known
 
@@ -364,7 +368,7 @@ class Life:
 
     def settle(self, effects, first=False):
         """Wait until all that the model wants is so, and PID 1 quiet; then it must be so still. Remembers what is so."""
-        what, deadline = ["nothing"], time.monotonic() + SECONDS
+        what, deadline = ["nothing"], time.monotonic() + self.patience
         while what:
             what = self.complaints(effects, first)
             if what and (time.monotonic() > deadline or self.namespace.log.ended):
@@ -447,7 +451,7 @@ class Life:
             for number in ending.numbers if self.plan.kind != ONCE else [signal.SIGTERM]:
                 self.namespace.kill(number)
                 time.sleep(random.Random(self.plan.seed).choice((0.0, 0.02)))
-        status = self.namespace.wait(2 * SECONDS)
+        status = self.namespace.wait(2 * self.patience)
         found = self.wrong_end(status, self.namespace.log.text[self.position:], ending, effects)
         found += self.not_saved(before, self.namespace.log.text[self.position:], effects)
         if found:
@@ -486,11 +490,11 @@ class Life:
 Result = collections.namedtuple("Result", "plan why seconds log")
 
 
-def live(plan):
-    """One schedule; -> Result, whose `why` is empty if all went well."""
+def live(plan, broken="", patience=SECONDS):
+    """One schedule; -> Result, whose `why` is empty if all went well. `broken`: what makes the copy another one, in Python."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="pyinit1-") as directory, Descent(directory) as namespace:
-        where, life = "the start", Life(plan, namespace)
+        where, life = "the start", Life(plan, namespace, broken, patience)
         try:
             life.start()
             for number in range(len(plan.steps)):
