@@ -11,7 +11,8 @@ QEMU_amd64 := qemu-system-x86_64:qemu-system-x86
 QEMU_arm64 := qemu-system-aarch64:qemu-system-arm
 BOOT_NEEDS = python3:python3 $(QEMU_$(ARCH))
 SOAK_NEEDS = $(BOOT_NEEDS) /sbin/mke2fs:e2fsprogs
-TEST_NEEDS = $(BOOT_NEEDS) /sbin/mke2fs:e2fsprogs tini:tini podman:podman docker:docker.io ensurepip:python3-venv strace:strace
+TEST_NEEDS = $(BOOT_NEEDS) /sbin/mke2fs:e2fsprogs tini:tini podman:podman docker:docker.io ensurepip:python3-venv strace:strace \
+             cpio:cpio fakeroot:fakeroot
 BENCH_NEEDS = python3:python3 tini:tini dumb-init:dumb-init catatonit:catatonit docker:docker.io gnuplot:gnuplot-nox
 
 # Of the scenarios with disks a handful, so that it stays under 15 minutes; `vm-test/run` alone runs them all.
