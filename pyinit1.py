@@ -251,7 +251,7 @@ def write_alone(fd, data, shared):
             try:
                 return os.pwritev(fd, [data], -1, os.RWF_NOWAIT)
             except OSError as why:
-                if why.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):  # what a terminal says, and an old kernel
+                if why.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):  # a terminal, a named pipe, an old kernel
                     raise
         return os.write(fd, data)
     except BlockingIOError:
