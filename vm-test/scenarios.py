@@ -556,7 +556,7 @@ did(libc.prctl(24, 22, 0, 0, 0))                # PR_CAPBSET_DROP, CAP_SYS_BOOT
 
 
 # Who hangs in a frozen file system is ended once SysRq thaws it, and that is after PID 1 has parked.
-@scenario(changes=[wrapped(NO_BOOT_CAPABILITY)], disks=[Disk(64, disk_images.UNJUDGED, root=False)], keyboard=True, words="PYINIT1_GRACE=1 loglevel=7",
+@scenario(changes=[wrapped(NO_BOOT_CAPABILITY)], disks=[Disk(64, disk_images.UNJUDGED, root=False)], keyboard=True, words="PYINIT1_GRACE=1 loglevel=7 tp_printk",
           guest="""
 echo 0 >/proc/sys/kernel/ctrl-alt-del           # PID 1 may not do so either; it would be the kernel's own reset
 echo 1 >/proc/sys/kernel/sysrq
@@ -567,6 +567,10 @@ check freeze fsfreeze --freeze /data
 sh -c 'echo text >/data/text; :' straggler &
 blocked() { grep -q "^State:.D" /proc/$1/status; }
 wait_until blocked $!
+check tracefs mount -t tracefs tracefs /sys/kernel/tracing
+cd /sys/kernel/tracing/events/sched/sched_process_free
+echo "pid == $!" >filter
+echo 1 >enable                                  # tp_printk: to the kernel's log
 say straggler $!
 power_off
 """, end="host-qmp-quit")
@@ -577,19 +581,12 @@ def reboot_refused(machine):
     expect(machine, r"pyinit1: reboot\(2\) failed: RB_POWER_OFF: Operation not permitted", "pyinit1: parked: ")
     machine.press("ctrl", "alt", "delete")
     expect(machine, r"pyinit1: the end: reboot\(2\): RB_AUTOBOOT", r"pyinit1: reboot\(2\) failed: RB_AUTOBOOT")
-    straggler = " pid:%s " % straggler
-    if straggler not in tasks(machine):
-        raise Failure("nothing to reap", straggler)
-    machine.press("alt", "sysrq", "j")
-    expect(machine, "Emergency Thaw complete")
-    waiting.poll(lambda: straggler not in tasks(machine), DEADLINE, "the straggler's end")
-    machine.ask("quit")
-
-
-def tasks(machine):
-    """What the kernel says of all processes, zombies among them."""
     machine.press("alt", "sysrq", "t")
-    return expect(machine, r"sysrq: Show State(?s:.*?)Showing busy workqueues.*$")[0]
+    if " pid:%s " % straggler not in expect(machine, r"sysrq: Show State(?s:.*?)Showing busy workqueues.*$")[0]:
+        raise Failure("nothing to reap", straggler)
+    machine.press("alt", "sysrq", "j")              # thaws it
+    expect(machine, "sched_process_free: comm=sh pid=%s " % straggler)     # which a zombie is not
+    machine.ask("quit")
 
 
 # ---- reaping, and speed
