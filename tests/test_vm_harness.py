@@ -16,6 +16,7 @@ import image
 import machine
 import packages
 import scenarios
+import update_scenarios  # noqa: F401  as well
 
 QEMU = machine.BOARDS[packages.host_architecture()].program
 needs_qemu = pytest.mark.skipif(not machine.has_qemu(packages.host_architecture()), reason=QEMU + " is not installed")
