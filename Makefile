@@ -11,7 +11,8 @@ QEMU_amd64 := qemu-system-x86_64:qemu-system-x86
 QEMU_arm64 := qemu-system-aarch64:qemu-system-arm
 BOOT_NEEDS = python3:python3 $(QEMU_$(ARCH))
 SOAK_NEEDS = $(BOOT_NEEDS) /sbin/mke2fs:e2fsprogs
-TEST_NEEDS = $(BOOT_NEEDS) /sbin/mke2fs:e2fsprogs tini:tini podman:podman docker:docker.io ensurepip:python3-venv strace:strace
+TEST_NEEDS = $(BOOT_NEEDS) /sbin/mke2fs:e2fsprogs tini:tini podman:podman docker:docker.io ensurepip:python3-venv strace:strace \
+             cpio:cpio fakeroot:fakeroot
 BENCH_NEEDS = python3:python3 tini:tini dumb-init:dumb-init catatonit:catatonit docker:docker.io gnuplot:gnuplot-nox
 
 # Of the scenarios with disks a handful, so that it stays under 15 minutes; `vm-test/run` alone runs them all.
@@ -21,7 +22,7 @@ SCENARIOS = $(shell vm-test/run --list | awk '$$1 !~ /^(disk|root|zinit)/ { prin
 # Still under work, with what they test: updates and crashes.
 FAULTS := tests/test_update.py tests/test_crash.py tests/test_faults.py
 
-.PHONY: help boot test faults soak interop clean boot-needs soak-needs test-needs venv
+.PHONY: help boot test faults fuzz soak interop clean boot-needs soak-needs test-needs venv
 
 help:           ## this text
 	@sed -n 's/^\([a-z]*\): .*## /    make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -40,6 +41,9 @@ soak: soak-needs ## N=200 machines that end at random, with what misbehaves; the
 
 faults: test-needs venv ## updates, crashes (PYINIT1_FAULTS=all: at every line), and calls that fail: half an hour
 	@$(PYTEST) -q $(FAULTS)
+
+fuzz: test-needs ## N=1000 random schedules of signals, deaths, updates, crashes and ends, against a model (SEED=, JOBS=4, INIT=FILE): half an hour
+	@tests/fuzz.py --jobs $(or $(JOBS),4) $(if $(SEED),--seed $(SEED)) $(if $(INIT),--init '$(INIT)') $(or $(N),1000)
 
 interop: test-needs venv ## the tests over the real zinit-server, built once by cargo (5 minutes; Rust 1.88 or newer)
 	@python3 tests/interop/build_zinit.py

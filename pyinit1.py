@@ -100,14 +100,14 @@ RESTART_LIMIT = 5.0  # soft restart: the server's exit after it was asked; then 
 KILL_WAIT = 0.5  # reaping after SIGKILL; who is still there sleeps uninterruptibly
 FORK_LIMIT = 5.0  # COMMAND run once: from the first fork(2) that is refused until we give up
 DISKS_LIMIT = 10.0  # sync(2), unmounting, remounting and freezing, of all disks together
-SLOW_LIMIT = 300.0  # the same where disks are slow: what a call takes beyond STUCK_AFTER does not count in DISKS_LIMIT
-STUCK_AFTER = 2.0  # a call for which disks move nothing for so long is left to the child that made it; another does the rest
+SLOW_LIMIT = 300.0  # the most that DISKS_LIMIT grows to while disks still move data
+STUCK_AFTER = 2.0  # no disk has moved data for so long during one call: its child is left behind, and a new one skips that call
 LOOK_AT_DISKS = 0.5  # between two looks whether they do
 UPDATE_LIMIT = 10.0  # a new file's checks, its trial start and its way to the disk
 TRIAL_LIMIT = 5.0  # the trial start of a file of ours
 PROBATION = 60.0  # for so long after an update a crash brings the old file back
 CRASHES, CRASHES_WITHIN = 5, 60.0  # so many crashes of ours within so many seconds lead to a re-exec
-PATIENT_CRASHES = 2  # from the third on what was under way, or asked for, is given up: it may be what crashes us
+PATIENT_CRASHES = 2  # so many crashes keep what was under way; the next one gives it up, as it may be the cause
 SERVER_DEATHS = 3  # a server that was updated may die so often within PROBATION; then the old one comes back
 LOCK_LIMIT = 1.0  # reading our own pages, before the end
 HURRY_LIMIT = 2.0  # sync(2) when nobody wants to wait any more
@@ -234,16 +234,25 @@ def open_first(*paths):
 
 
 def is_ready(fd, events, seconds=0.0):
-    """poll(2): has `fd` one of `events` at once, if not now, then within `seconds`? POLLOUT: room for PIPE_BUF bytes."""
+    """Wait at most `seconds` for one of poll(2)'s `events` on `fd`; -> whether it came. POLLOUT: room for PIPE_BUF bytes."""
     poll = select.poll()
     poll.register(fd, events)
     return bool(poll.poll(max(0.0, seconds) * 1000))  # below 0 is for ever
 
 
-def write_alone(fd, data):
-    """write(2), whose signals reach nobody: they are no requests from outside. -> how much of `data` is done with."""
+def write_alone(fd, data, shared):
+    """write(2) that does not block; the SIGPIPE and such that it causes is taken away, as it is no request from outside.
+
+    `shared`: others write there, too, and may have taken the room that poll(2) saw. -> bytes done with: all if they never can be.
+    """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS_OF_WRITE)
     try:
+        if shared and hasattr(os, "RWF_NOWAIT"):
+            try:
+                return os.pwritev(fd, [data], -1, os.RWF_NOWAIT)
+            except OSError as why:
+                if why.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):  # a terminal, a named pipe, an old kernel
+                    raise
         return os.write(fd, data)
     except BlockingIOError:
         return 0
@@ -252,15 +261,6 @@ def write_alone(fd, data):
         return len(data)  # it will never go
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def write_file(path, text):
-    """Write `text` to an existing file, if that can be done."""
-    try:
-        with open(path, "r+b", buffering=0) as file:
-            file.write(text.encode())
-    except OSError:
-        pass
 
 
 class Log:
@@ -281,12 +281,16 @@ class Log:
             self.fd = open_first("/dev/console", "/dev/kmsg")
             if self.fd is not None and os.fstat(self.fd).st_rdev == KMSG:
                 self.prefix = "<6>"  # KERN_INFO
-                write_file("/proc/sys/kernel/printk_devkmsg", "on\n")  # else it keeps 10 lines of 30
+                try:
+                    with open("/proc/sys/kernel/printk_devkmsg", "r+b", buffering=0) as file:
+                        file.write(b"on\n")  # else it keeps 10 lines of 30
+                except OSError:
+                    pass
         elif not stat.S_ISREG(os.fstat(2).st_mode):
             # A regular file opened anew would have an offset of its own, and we would write over COMMAND's lines.
             self.fd = open_first("/proc/self/fd/2")
         if self.fd is None:
-            self.fd, self.shared = 2, True
+            self.fd, self.shared = 2, not stat.S_ISREG(os.fstat(2).st_mode)
         early, self.early = self.early, []
         for level, text in early:
             self.write(level, text)
@@ -305,7 +309,7 @@ class Log:
     def flush(self):
         """Write as much as there is room for."""
         while self.late and (not self.shared or is_ready(self.fd, select.POLLOUT)):
-            done = write_alone(self.fd, self.late[0])
+            done = write_alone(self.fd, self.late[0], self.shared)
             self.late[0] = self.late[0][done:]
             if self.late[0]:
                 return
@@ -546,6 +550,7 @@ OPTIONS = (
     ("V", "version", None),
 )
 REPEATED = ("rewrite", "exit-ok")
+TIMES = {"stop-timeout": ("PYINIT1_STOP_TIMEOUT", STOP_TIMEOUT), "grace": ("PYINIT1_GRACE", GRACE)}
 NOT_IN_A_VM = ("container", "check", "help", "version", "parent-death")
 
 
@@ -579,10 +584,7 @@ def take_option(word, rest):
 
 def read_environment(options, env, vm, complaints):
     """Fill in what the command line did not say; bad values are added to `complaints`."""
-    for name, variable, default in (
-        ("stop-timeout", "PYINIT1_STOP_TIMEOUT", STOP_TIMEOUT),
-        ("grace", "PYINIT1_GRACE", GRACE),
-    ):
+    for name, (variable, default) in TIMES.items():
         try:
             if name not in options:
                 options[name] = parse_seconds(env[variable]) if env.get(variable) else default
@@ -656,7 +658,7 @@ def in_initial_pid_namespace():
         reboot(RB_DISABLE_CAD)
         return True
     except OSError as why:
-        # Without ctypes nobody can ask. To take a container for a VM costs an exit that parks; the reverse, a panic.
+        # Without ctypes nobody can ask: say VM. A container that is taken for a VM parks instead of exiting; the reverse panics.
         return why.errno == errno.ENOSYS
 
 
@@ -792,7 +794,7 @@ def boot(options, again):
     for path in (MOUNTINFO, SWAPS, MEMINFO, DISKSTATS, LOADAVG):
         step(f"boot: {path}", hold, path, os.O_RDONLY)
     step(f"boot: {SYSRQ}", hold, SYSRQ, os.O_WRONLY)
-    step(f"boot: {THREADS_MAX}", hold, THREADS_MAX, os.O_RDWR)
+    step(f"boot: {THREADS_MAX}", hold, THREADS_MAX, os.O_WRONLY)
     step("boot: root", look_at_root)
     step("boot: links in /dev", link_dev)
     if not again:
@@ -1002,13 +1004,14 @@ def is_our_child(pid):
 
 
 def start_helper(what, deed):
-    """fork(2) a child that does deed(), which may block, and exits: 0 if it was done, else it logs why; -> its pid.
+    """fork(2) a child that does deed(), which may block; -> its pid. Raises OSError.
 
-    Raises OSError.
+    Its exit status: 0 if it was done; else it logs why: 1 if deed() said no, by ValueError, 2 if it could not be done.
+    Any other one says that it could not even log that.
     """
     pid = os.fork()
     if pid == 0:
-        code = 1
+        code = 3
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # our handlers mean nothing in here
             log.late.clear()  # the parent writes those
@@ -1016,6 +1019,7 @@ def start_helper(what, deed):
             code = 0
         except BaseException as why:
             log.error(f"{what}: {why}" if isinstance(why, (OSError, ValueError)) else f"{what}: {type(why).__name__}: {why}")
+            code = 1 if isinstance(why, ValueError) else 2
         finally:
             log.drain()
             os._exit(code)
@@ -1106,7 +1110,7 @@ class DiskTime:
         return time.monotonic() >= self.deadline
 
     def moved(self, began):
-        """Have disks moved data since the last look? Then a call that `began` more than STUCK_AFTER ago is slow, not dead."""
+        """Have disks moved data since the last look? Then a call that `began` over STUCK_AFTER ago gets the time since that look."""
         now, before, self.traffic = time.monotonic(), self.traffic, disk_traffic()
         moved = now < self.slow_deadline and (self.traffic[0] < before[0] or self.traffic[1] > before[1])
         if moved and now >= began + STUCK_AFTER:
@@ -1114,9 +1118,6 @@ class DiskTime:
             self.deadline += min(LOOK_AT_DISKS, now - self.looked_at)
         self.looked_at = now
         return moved
-
-
-DONE = b"done"  # the last step of Release: a child that ends without it was killed
 
 
 class Release:
@@ -1147,6 +1148,8 @@ class Release:
     def run(self):
         """Sync, release swap and loop devices, unmount, make read-only or freeze what is left, sync."""
         self.attempt(b"sync", os.sync)
+        if self.stuck and b"/" in [mount.where for mount in mounts_to_release()]:
+            self.attempt(b"/", remount_read_only, b"/")  # at once, as several dead disks may use up the time
         self.unmount()  # a tmpfs first: swapoff(2) would read it back into memory
         for line in read_held(SWAPS).splitlines()[1:]:
             path = unescape(line.split()[0])
@@ -1156,7 +1159,6 @@ class Release:
         for where, why in self.unmount():
             self.write_protect(where, why)
         self.attempt(b"last sync", os.sync)
-        self.tell(DONE)
 
     def unmount(self):
         """umount2(2) in passes, until a pass changes nothing; -> [(path, why)] of what is left, the root among it."""
@@ -1265,8 +1267,9 @@ def handed_over(words):
     try:
         pid = 0
         pid, fd = parse_adopted(words[1]) if words[:1] == ["--adopt-server"] else (0, None)
-        with open(fd, "rb") as file:
-            return dict(marshal.loads(file.read()))
+        state = dict(marshal.loads(os.pread(fd, os.fstat(fd).st_size, 0)))
+        os.set_inheritable(fd, False)
+        return dict(state, memfd=fd)  # stays open until all is taken over: after a crash before that it is read again
     except (IndexError, TypeError, ValueError, EOFError, OSError):
         return {"server": pid} if pid and is_our_child(pid) else {}
 
@@ -1296,19 +1299,21 @@ def trial_start(path, words):
     trial = os.fork()
     if trial == 0:
         go_with_parent()
-        server = os.fork()
+        server = os.fork()  # what the tried file has to take over stands for the server
         if server == 0:
             go_with_parent()
             os.close(write_end)
             signal.sigwait([signal.SIGTERM])
             os._exit(0)
         os.dup2(write_end, 2)
+        for name, _ in TIMES.values():
+            os.environ.pop(name, None)  # of a bad one a VM complains; outside, where this is, it would be refused
         reexec(path, words, {"server": server, "trial": True})
     os.close(write_end)
     text, deadline = b"", time.monotonic() + TRIAL_LIMIT
     while TRIED not in text:
         if not is_ready(read_end, select.POLLIN, deadline - time.monotonic()):
-            raise ValueError(f"not ready within {TRIAL_LIMIT:g} s")
+            raise TimeoutError(errno.ETIMEDOUT, f"not ready within {TRIAL_LIMIT:g} s")
         part = os.read(read_end, 65536)
         if not part:
             raise ValueError(f"did not start: {(text.splitlines() or [b''])[-1].decode('utf-8', 'replace')}")
@@ -1376,7 +1381,7 @@ def update(path, most, try_it, keep_old):
     """
     content, trial = verify(path, most), path + ".trial"
     remove(trial)
-    with open(trial, "xb") as file:
+    with open(trial, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:  # whatever our umask is
         try:
             file.write(content)
             file.flush()
@@ -1424,26 +1429,30 @@ def reap_all():
 
 
 def done_in_time(what, deed, seconds):
-    """Let a child do deed(), without the loop: all signals are blocked. -> whether it was done within `seconds`."""
+    """Let a child do deed(), without the loop: all signals are blocked.
+
+    -> True if it was done within `seconds`; None if it could not be done for want of something; else False.
+    """
     deadline = time.monotonic() + seconds
     try:
         helper = start_helper(what, deed)
         while time.monotonic() < deadline:
             pid, status = os.waitpid(helper, os.WNOHANG)
             if pid:
-                return status == 0
+                return {0: True, 1: False}.get(os.waitstatus_to_exitcode(status))
             signal.sigtimedwait([signal.SIGCHLD], max(0.0, deadline - time.monotonic()))
         kill(helper, signal.SIGKILL)
         log.error(f"{what}: not done within {seconds:g} s")
+        return False
     except OSError as why:
         log.error(f"{what}: fork: {why.strerror}")
-    return False
+        return None
 
 
 def limit_threads():
-    """Let there be no more than MORE_THREADS besides those that there are: a fork bomb only replaces its own."""
+    """Let there be MORE_THREADS besides those that there are, and no more: a fork bomb only replaces its own."""
     now = int(read_held(LOADAVG).split()[3].partition(b"/")[2])  # proc(5): running/all
-    os.pwrite(held[THREADS_MAX], b"%d\n" % min(now + MORE_THREADS, int(read_held(THREADS_MAX))), 0)
+    os.pwrite(held[THREADS_MAX], b"%d\n" % (now + MORE_THREADS), 0)
 
 
 def ask_kernel(requests):
@@ -1455,8 +1464,11 @@ def ask_kernel(requests):
 def hurry(how):
     """Sync in a child for at most HURRY_LIMIT, then reboot(2). Returns only if that fails."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    if not done_in_time("sync", os.sync, HURRY_LIMIT):
+    done = done_in_time("sync", os.sync, HURRY_LIMIT)
+    if not done:
         ask_kernel([b"s"])
+    if done is None:
+        signal.sigtimedwait([], HURRY_LIMIT)  # the kernel has only made a note of it
     try_reboot(how)
 
 
@@ -1477,7 +1489,7 @@ def park():
 # What the next one gets over a re-exec: attributes of Init, all of them numbers, texts, and lists of such.
 HANDED_OVER = (
     "server", "started", "start_at", "started_at", "unsettled", "cwd", "terminal", "restart", "update", "request", "ending",
-    "releasing", "status", "reaped", "crashes", "probation", "server_probation", "server_deaths",
+    "releasing", "status", "reaped", "crashes", "probation", "server_probation", "server_deaths", "leaving",
 )  # fmt: skip
 
 
@@ -1503,6 +1515,7 @@ class Init:
         self.tidy_at = time.monotonic() + TIDY_AFTER if self.command else 0.0  # when memory is given back; 0 when it was
         self.give_up_at = time.monotonic() + FORK_LIMIT  # from then on a fork(2) for a COMMAND run once is the last try
         self.services = {}  # pid -> Process: services that are our children, since a soft restart
+        self.leaving = None  # (was its state saved?, file_identity(STATE_PATH) before) of a server that was asked to go
         self.unsettled = False  # a new server has not yet said which of them it took over
         self.helpers = {}  # pid -> status, or None: children that do what could block us
         self.crashes = []  # when we crashed, time.monotonic()
@@ -1639,12 +1652,16 @@ class Init:
         self.server = None  # last: after a crash of ours in here all of it is done again
 
     def command_stopped(self, number):
-        """COMMAND was stopped, by ^Z say: PID 1 continues it, for nobody could type `fg`; a plain process stops, too."""
+        """COMMAND was stopped, by ^Z say: PID 1 continues it, for nobody could type `fg`; a plain process stops, too.
+
+        Nobody continues it where it asks for the terminal and cannot have it, and PID 1 leaves it stopped by SIGSTOP.
+        """
         asks, terminal = number in (signal.SIGTTIN, signal.SIGTTOU), foreground_terminal()
         if asks and terminal is not None:
             self.terminal = terminal  # a shell's `fg` has given it to us meanwhile
         elif os.getpid() != 1:
-            self.stop_as_well(number)
+            if not self.stop_as_well(number) and asks:
+                return  # our group is orphaned, so nobody can type `fg`; it would ask again and again
         elif number == signal.SIGSTOP or asks and self.terminal is None:
             return  # somebody wants it to stand still; or it waits in the background, for `fg` where we were started
         else:
@@ -1654,18 +1671,22 @@ class Init:
         kill(-self.server, signal.SIGCONT)
 
     def stop_as_well(self, number):
-        """Stop ourselves by the signal that stopped COMMAND, until a shell's `fg` or `bg` sends us SIGCONT."""
+        """Stop ourselves by the signal that stopped COMMAND, until a shell's `fg` or `bg` sends us SIGCONT. -> did we stop?
+
+        An orphaned process group does not: setpgid(2).
+        """
         if self.terminal is not None:
             set_foreground(self.terminal, os.getpgrp())
         handler = signal.signal(number, signal.SIG_DFL) if number != signal.SIGSTOP else None
         os.kill(os.getpid(), number)
         if handler is not None:
             signal.signal(number, handler)
-        self.terminal = foreground_terminal()
-        self.pending.discard(signal.SIGCONT)  # COMMAND's comes next; a second one would undo the next ^Z
+        self.terminal, stopped = foreground_terminal(), signal.SIGCONT in self.pending
+        self.pending.discard(signal.SIGCONT)  # COMMAND gets its own next; this one, forwarded later, would undo the next ^Z
         for each in in_order(self.pending - {signal.SIGCHLD}):  # SIGTERM, say: before COMMAND may stop again
             self.pending.discard(each)
             self.answer(each)
+        return stopped
 
     # -- answering
 
@@ -1742,6 +1763,8 @@ class Init:
 
     def start_again(self):
         """Start the server, or its update; no more once the end was asked for."""
+        if self.leaving:
+            self.settle_services()
         self.exchange_server()
         if self.request is None:
             self.start_server()
@@ -1762,6 +1785,10 @@ class Init:
             if time.monotonic() < self.probation:
                 raise ChildProcessError(errno.ECHILD, f"pid {self.server} cannot be taken over")
             self.server_ended(1 << 8)  # its status is lost: let it be 1
+        if self.server is not None and not self.restart:  # a soft restart was given up
+            self.leaving, self.services = None, {pid: each for pid, each in self.services.items() if is_our_child(pid)}
+        if "memfd" in state:
+            os.close(state.pop("memfd"))
         log.info(f"taken over: {self.what}: pid {self.server}")
         return True
 
@@ -1769,8 +1796,9 @@ class Init:
         """Leave everything to the one after a re-exec: the state, and, all signals being blocked, what waits for an answer."""
         for helper in [helper for helper, status in self.helpers.items() if status is None]:
             kill(helper, signal.SIGKILL)  # nobody would know of it any more
-        patient = len(self.crashes) < PATIENT_CRASHES
-        for number in self.pending | ({self.answering} if patient else set()) - {0}:
+        patient = len(self.crashes) < PATIENT_CRASHES  # this crash is not yet among them
+        again = {self.answering} if patient and self.answering else set()
+        for number in self.pending | again:
             os.kill(os.getpid(), number)
         state = {name: getattr(self, name) for name in HANDED_OVER}
         state.update(services=list(self.services), restart=self.restart and patient)
@@ -1780,7 +1808,7 @@ class Init:
         """Put our new file into place and re-exec it; whatever is wrong with it: nothing has changed, and we go on."""
         log.info(f"self-update: {OWN_PATH}.new")
         self.update = False
-        before, keep_old = file_identity(OWN_PATH), time.monotonic() >= self.probation  # else .old is the last good one
+        before, keep_old = file_identity(OWN_PATH), time.monotonic() >= self.probation  # until then .old is the last that is proven
         words = [] if self.mode == VM else sys.argv[1:]  # a kernel's words mean nothing outside a VM
 
         def try_it(content, trial):
@@ -1815,7 +1843,7 @@ class Init:
             kill(helper, signal.SIGKILL)
             log.error(f"{what}: " + (f"{self.request} goes first" if self.called_away() else f"not done within {seconds:g} s"))
         status = self.helpers.pop(helper)
-        if status is not None and os.WIFSIGNALED(status):
+        if status not in (None, 0, 1 << 8, 2 << 8):
             log.error(f"{what}: {how_it_ended(status)}")
         return status == 0
 
@@ -1828,19 +1856,24 @@ class Init:
         before = file_identity(path)
         if self.server_deaths > SERVER_DEATHS:
             log.error(f"server died {self.server_deaths} times within {PROBATION:g} s of its update: the old file comes back")
-            self.have_done("server's old file", lambda: bring_back(path), UPDATE_LIMIT)
-            self.server_probation, self.server_deaths = 0.0, 0
+            done = self.have_done("server's old file", lambda: bring_back(path), UPDATE_LIMIT)
+            if done or time.monotonic() >= self.server_probation:  # else it is tried again before the next start
+                self.server_probation, self.server_deaths = 0.0, 0
         elif self.restart and path and os.path.lexists(path + ".new"):
-            keep_old = time.monotonic() >= self.server_probation
+            keep_old = time.monotonic() >= self.server_probation or not os.path.lexists(path + ".old")
+            was = self.server_probation, self.server_deaths
+            self.server_probation, self.server_deaths = time.monotonic() + PROBATION, 0  # now: a crash may come between
             self.have_done(
                 "server not updated", lambda: update(path, SERVER_BYTES, lambda *_: None, keep_old), UPDATE_LIMIT)  # fmt: skip
             if file_identity(path) != before:
                 log.info(f"server updated: {path}")
-                self.server_probation, self.server_deaths = time.monotonic() + PROBATION, 0
+            else:
+                self.server_probation, self.server_deaths = was
 
     def start_server(self):
         """Start the server or COMMAND; where that fails, say so and leave it to the next try."""
-        self.unsettled, self.reaped = bool(self.services), (0, 0)
+        self.unsettled = bool(self.services)
+        self.reaped = (0, 0)  # the last one's death is not this one's, should it get the same pid
         self.started_at = time.monotonic()
         self.start_at = self.started_at + RESPAWN_DELAY  # if this fails
         try:
@@ -1851,7 +1884,9 @@ class Init:
         except OSError as why:
             give_up = self.once and self.started_at >= self.give_up_at
             self.not_started(f"{why.filename or 'fork'}: {why.strerror}", again=not give_up)
-            self.status, self.request = 126 if self.once else 0, POWER_OFF if give_up else self.request
+            self.status = 126 if self.once else 0
+            if give_up:
+                self.request = POWER_OFF
         while self.once and self.server is not None and self.given:
             os.close(self.given.pop())
 
@@ -1932,7 +1967,8 @@ class Init:
             try:
                 return connection.connect(path)
             except (FileNotFoundError, ConnectionRefusedError, BlockingIOError) as why:
-                if not isinstance(why, BlockingIOError) and time.monotonic() >= self.started_at + LISTEN_LIMIT:
+                young = time.monotonic() < self.started_at + LISTEN_LIMIT
+                if not (young or isinstance(why, BlockingIOError)):
                     raise
                 self.patience(deadline, f"does not accept: {why.strerror}")
             self.turn(min(deadline, time.monotonic() + LOOK_AGAIN))
@@ -1984,21 +2020,23 @@ class Init:
 
     def replace_server(self):
         """Ask the server to save its state and go. Services that it did not save are stopped, not to run twice."""
-        # Services that outlived an earlier soft restart are our children already.
-        services = {process.pid: process for process in children_of(self.server, processes())}
-        services.update(self.services)
-        before = file_identity(STATE_PATH)
+        # Beside those that outlived an earlier soft restart. From here on a crash of ours forgets none.
+        self.services.update({process.pid: process for process in children_of(self.server, processes())})
+        self.leaving = {}, self.leaving[1] if self.leaving else file_identity(STATE_PATH)  # asked again, after a crash
         result = self.ask("system.prepare_restart", RPC_LIMIT)
         if result is None and not self.called_away():
             self.terminate()
+        self.leaving = result or {}, self.leaving[1]
         self.await_server(RESTART_LIMIT)
-        if self.called_away():
-            return
-        if state_was_saved(result or {}, before):
-            self.services = {pid: process for pid, process in services.items() if is_our_child(pid)}
+
+    def settle_services(self):
+        """The server that was asked to go has gone: stop its services if it did not save them."""
+        if state_was_saved(*self.leaving):
+            self.services = {pid: process for pid, process in self.services.items() if is_our_child(pid)}
             log.info(f"soft restart: state saved: services go on: {self.names_of_services()}")
         else:
-            self.stop_services("state not saved", services.values())
+            self.stop_services("state not saved", list(self.services.values()))
+        self.leaving = None
 
     def names_of_services(self):
         return names(list(self.services.values()))
@@ -2009,7 +2047,7 @@ class Init:
         zinit knows a saved service by the first word of its `exec`: it misses one like "exec nginx" or "cd /x && y".
         """
         listed = self.ask("service.list_full", RPC_LIMIT, list)
-        self.unsettled = self.server is None  # then the next one is asked
+        self.unsettled = self.server is None  # it died meanwhile: the next one is asked
         if isinstance(listed, list):
             pids = listed_pids(listed)
             left = [service for pid, service in self.services.items() if pid not in pids]
@@ -2020,7 +2058,7 @@ class Init:
 
     def stop_services(self, why, services):
         """SIGTERM to the process groups of these services, RESTART_LIMIT, SIGKILL."""
-        log.warn(f"soft restart: {why}: stopping: {names(list(services))}")
+        log.warn(f"soft restart: {why}: stopping: {names(services)}")
         groups = {process.group for process in services} - {0, 1, os.getpgrp()}
 
         def gone():
@@ -2124,13 +2162,11 @@ class Init:
         """Let a child do Release, and leave it behind where one disk holds it: another one does the rest."""
         self.releasing, disk_time, stuck = True, DiskTime(), set()
         try:
-            doing = self.follow_release(stuck, disk_time)
-            while doing != DONE and doing not in stuck:
+            while (doing := self.follow_release(stuck, disk_time)) not in {b"", *stuck}:
                 log.warn(f"the end: stuck: {os.fsdecode(doing)}: going on without it")
                 stuck.add(doing)
                 if disk_time.is_over():
                     break
-                doing = self.follow_release(stuck, disk_time)
         except OSError as why:
             log.error(f"the end: disks: {why.strerror}: asking the kernel to sync and to remount read-only")
             ask_kernel([b"s", b"u"])
@@ -2139,19 +2175,19 @@ class Init:
         while not self.wait(lambda: None not in self.helpers.values(), LOOK_AT_DISKS):
             disk_time.moved(began)
             if disk_time.is_over():
-                log.error(f"the end: disks: given up after {DISKS_LIMIT:g} s: {os.fsdecode(b', '.join(stuck))}")
+                log.error(f"the end: disks: given up: {os.fsdecode(b', '.join(stuck))}")
                 return
 
     def follow_release(self, stuck, disk_time):
-        """Start a child that does Release; -> the step that holds it, or that it died of, or DONE. Raises OSError."""
+        """Start a child that does Release; -> the step that holds it, or that it died of; empty if all is done. Raises OSError."""
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         helper = start_helper("the end", Release(stuck, write_end).run)
         self.helpers[helper] = None
         os.close(write_end)
-        doing, began, alive = b"starting", time.monotonic(), time.monotonic()
+        doing, began, alive = b"starting", time.monotonic(), time.monotonic()  # of the step, of the last sign of life
         while self.helpers[helper] is None:
             if self.turn(time.monotonic() + LOOK_AT_DISKS, read_end, select.POLLIN):
-                data = os.read(read_end, 65536)
+                data = os.read(read_end, 65536)  # names, a NUL behind each: the last one is what it does
                 if not data:  # it has ended, and its status comes
                     self.wait(lambda: self.helpers[helper] is not None, STUCK_AFTER)
                     break
@@ -2160,7 +2196,7 @@ class Init:
                 alive = time.monotonic()
             if disk_time.is_over() or time.monotonic() >= alive + STUCK_AFTER:
                 break
-        return doing
+        return b"" if self.helpers[helper] == 0 else doing
 
 
 # ---- main
@@ -2357,11 +2393,12 @@ def report_crash(why, vm):
 
 
 def quietly(deed, *arguments):
-    """Do one thing in the handler of an exception: what it raises must not stop what comes after it."""
+    """Do one thing in the handler of an exception: what it raises must not stop what comes after it. -> was it done?"""
     try:
         deed(*arguments)
+        return True
     except BaseException:
-        pass
+        return False
 
 
 def recover(state, vm):
@@ -2375,23 +2412,21 @@ def recover(state, vm):
         quietly(log.error, "self-update: a crash: the old file comes back")
         if done_in_time("the old file", lambda: bring_back(OWN_PATH), UPDATE_LIMIT):
             state["probation"] = 0.0
-    if done_in_time("trial start", lambda: trial_start(OWN_PATH, [] if vm else sys.argv[1:]), UPDATE_LIMIT):
+    tried = done_in_time("trial start", lambda: trial_start(OWN_PATH, [] if vm else sys.argv[1:]), UPDATE_LIMIT)
+    if tried is not False:  # where it could not be made, for want of memory or time say, the file is most likely what it was
         quietly(log.drain)
         reexec(OWN_PATH, sys.argv[1:], state)
 
 
-def crashed(why, vm, state, init):
-    """An exception in PID 1: re-exec, which costs the server nothing; else a machine parks, another one exits.
-
-    `state`: what the one before a re-exec handed over, if it is not yet init's. Never returns.
-    """
+def go_on(why, vm, state, init):
+    """After an exception: re-exec, which costs the server nothing; else a machine parks, another one exits. Never returns."""
     quietly(signal.pthread_sigmask, signal.SIG_BLOCK, signal.valid_signals())
     quietly(report_crash, why, vm)
     if init and not state:
         state = {"server": init.server, "request": init.request}
         quietly(lambda: state.update(init.hand_over()))
     if state and not state.get("releasing"):
-        quietly(recover, state, vm)
+        quietly(recover, state, vm) or quietly(recover, state, vm)  # what fails in there once
     quietly(log.drain)
     if vm:
         quietly(load_libc)
@@ -2399,7 +2434,22 @@ def crashed(why, vm, state, init):
             quietly(hurry, state["request"])
         while True:
             quietly(park)
+    if init:
+        quietly(lambda: init.signal_others(signal.SIGKILL, init.others()))  # a plain process must not leave them behind
     os._exit(1)
+
+
+def crashed(why, vm, trial, state, init):
+    """An exception in PID 1. `state`: what the one before a re-exec handed over, if it is not yet init's. Never returns."""
+    if not (init or state):  # it came while that was read
+        state = handed_over(sys.argv[1:])
+        trial = state.pop("trial", trial)
+    if isinstance(why, SystemExit) and not (init or state or vm):
+        raise why
+    if trial:
+        state, init = {}, None  # it only says why
+    while True:  # go_on() does not return, but it may have an exception of its own
+        quietly(go_on, why, vm, state, init)
 
 
 def main():
@@ -2423,9 +2473,7 @@ def main():
     except BaseException as why:
         if os.getpid() != pid:
             os._exit(126)  # a child of ours that never became what it should
-        if isinstance(why, SystemExit) and not (init or state or vm):
-            raise
-        crashed(why, vm, *(({}, None) if trial else (state, init)))
+        crashed(why, vm, trial, state, init)
 
 
 if __name__ == "__main__":

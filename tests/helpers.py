@@ -86,6 +86,12 @@ def is_alive(outer):
         return False
 
 
+def busy_seconds(pid):
+    """The processor time that the process has used."""
+    fields = Process(pid).read("stat").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def has_terminal():
     """Have we a controlling terminal? Then PID 1 must get a session without one: it would be told about it."""
     try:
@@ -299,7 +305,7 @@ def child_pids(pid):
 
 # A process that takes every signal one by one, and needs SECONDS after SIGTERM to save its work (-1: it never ends).
 # Options: orphan (its parent ends: it becomes PID 1's child, in a group of its own), tty=PATH (in a session of its own,
-# with that terminal), stop (it stops itself when it is ready), hup (it ends at SIGHUP too), lock=PATH (it says
+# with that terminal), stop (it stops itself when it is ready), hup (it ends at SIGHUP too), exit=N (with this status), lock=PATH (it says
 # "NAME: RUNS TWICE" if another one with that option is alive).
 GUINEA_PIG = r'''
 import fcntl, os, signal, sys, time
@@ -334,6 +340,7 @@ while end is None or time.monotonic() < end:
         if seconds >= 0 and end is None and got.si_signo in ((signal.SIGTERM, signal.SIGHUP) if "hup" in options else (signal.SIGTERM,)):
             end = time.monotonic() + seconds
 say("saved")
+sys.exit(sum(int(option[5:]) for option in options if option.startswith("exit=")))
 '''
 
 # Makes COUNT orphans as fast as it can, says when all are reaped and how long that took; then it waits.

@@ -9,7 +9,9 @@ import time
 
 import pytest
 
-from helpers import PYINIT1, PYTHON, SECONDS, AtOnce, Process, clean_environment, is_alive, mutant, pending, poll
+from helpers import PYINIT1, PYTHON, SECONDS, AtOnce, Process, clean_environment, is_alive, load_pyinit1, mutant, pending, poll
+
+pyinit1 = load_pyinit1()
 
 FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
 FORWARDED = sorted(({*range(1, 32), *range(34, 65)} & set(signal.valid_signals()))
@@ -282,3 +284,15 @@ def test_sigterm_at_every_millisecond_of_the_first_forty_is_never_lost():
     starts = AtOnce(start_and_signal, moments, workers=3)
     statuses = {moment: starts.result(moment) for moment in moments}
     assert LOST == [] and set(statuses.values()) == {128 + signal.SIGTERM}, statuses
+
+
+def test_a_stop_that_its_death_overtook_is_nobodys(monkeypatch):
+    """Both statuses come in one wake-up: a stop, and before it is answered the death. Nobody is continued, and it ends."""
+    statuses = [(7, signal.SIGTSTP << 8 | 0x7F), (7, 3 << 8), (0, 0)]
+    monkeypatch.setattr(os, "waitpid", lambda *_: statuses.pop(0))
+    monkeypatch.setattr(pyinit1, "kill", lambda *who: pytest.fail(f"signalled: {who}"))
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # anybody else would stop as well
+    init = pyinit1.Init({"command": ["x"]}, pyinit1.CONTAINER)
+    init.server, init.pending = 7, {signal.SIGCHLD}
+    init.turn()
+    assert (init.server, init.status, init.request) == (None, 3, pyinit1.POWER_OFF)

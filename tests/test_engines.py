@@ -1,13 +1,15 @@
-"""Engines that start us as their init, and images that have us as ENTRYPOINT: docker --init-path, podman --init-path, nginx.
+"""Engines that start us as their init, and images that have us as ENTRYPOINT: docker --init-path, podman --init-path, real services.
 
-Every engine gets the same image, made of Debian packages: Python, busybox, nginx. The one of --init-path has nothing of ours in
+Every engine gets the same image, made of Debian packages: Python, busybox, nginx, redis-server. The one of --init-path has nothing of ours in
 it, as pyinit1.py is bind-mounted alone and read-only. docker --init-path is a second daemon, on a network of its own, whose
 data is in a temporary directory; podman's, too. Docker collects stdout and stderr by two pipes: no order of lines among them.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import pty
@@ -32,7 +34,10 @@ NAME = "pyinit1-engines-%d" % os.getpid()       # two runs at once do not remove
 PIG = ("python3", "-IS", "/guinea_pig.py")
 BLOCKED = ["env", "--block-signal", "python3", "-IS", "/pyinit1.py"]
 NGINX = ["nginx", "-g", "daemon off;"]          # whose -g is its own
-NGINX_PACKAGES = ("libcrypt1", "libpcre2-8-0", "libssl3", "nginx", "nginx-common")
+REDIS = ["redis-server", "--bind", "127.0.0.1", "--dir", "/srv"]
+SERVICE_PACKAGES = (
+    "libatomic1", "libcap2", "libcrypt1", "libgcrypt20", "libgpg-error0", "libjemalloc2", "liblz4-1", "liblzf1", "liblzma5", "libpcre2-8-0",
+    "libssl3", "libstdc++6", "libsystemd0", "libzstd1", "nginx", "nginx-common", "redis-server", "redis-tools")
 NGINX_CONF = """
 user root;
 worker_processes 2;
@@ -50,19 +55,19 @@ CTRL_C, CTRL_P, CTRL_Q, CTRL_Z = "\x03", "\x10", "\x11", "\x1a"
 
 # ---- the image
 
-def nginx_root():
-    """Debian's nginx with its libraries, unpacked in the cache; fetched at the first call."""
+def services_root():
+    """Debian's nginx and redis-server with their libraries, unpacked in the cache; fetched at the first call."""
     distribution, release = packages.host_distribution()
-    tree = packages.cache_dir() / "packages" / "-".join((distribution, release, packages.host_architecture(), "nginx"))
+    tree = packages.cache_dir() / "packages" / "-".join((distribution, release, packages.host_architecture(), "services"))
     tree.parent.mkdir(exist_ok=True)
-    with packages.locked(tree.parent / "nginx.lock"):
+    with packages.locked(tree.parent / "services.lock"):
         if not tree.is_dir():
             work = tree.with_name(tree.name + ".partial")
             shutil.rmtree(work, ignore_errors=True)
             (work / "debs").mkdir(parents=True)
-            apt = packages.Apt(packages.host_architecture(), tree.with_name("apt-nginx"))
+            apt = packages.Apt(packages.host_architecture(), tree.with_name("apt-services"))
             apt.update()
-            apt.download(NGINX_PACKAGES, work / "debs")
+            apt.download(SERVICE_PACKAGES, work / "debs")
             for deb in (work / "debs").iterdir():
                 packages.run(["dpkg-deb", "-x", deb, work / "tree"])
             (work / "tree").rename(tree)
@@ -73,7 +78,7 @@ def nginx_root():
 def write_image(path):
     """The image's tar."""
     tree = image.python_tree(packages.host_architecture())
-    image.add_directory(tree, nginx_root(), ("usr/share", "etc", "var", "lib/systemd"))
+    image.add_directory(tree, services_root(), ("usr/share", "etc", "var", "lib/systemd"))
     for where, text in (("etc/nginx/nginx.conf", NGINX_CONF), ("srv/index.html", "hello\n"), ("srv/slow", "x" * 60000), ("var/log/nginx/x", ""),
                         ("var/lib/nginx/x", ""), ("guinea_pig.py", GUINEA_PIG)):
         image.add(tree, where, image.file(text))
@@ -252,6 +257,10 @@ class Keyboard:
     def wait_for(self, pattern):
         return self.log.wait_for(pattern, SECONDS)
 
+    def wait_raw(self):
+        """Wait until the engine passes every key on."""
+        poll(lambda: not termios.tcgetattr(self.master)[3] & termios.ISIG, SECONDS, "the terminal to be raw")
+
     def resize(self, rows, columns):
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.process.send_signal(signal.SIGWINCH)
@@ -387,21 +396,44 @@ def restricted(engine):
         assert "worker: saved" in box.logs()
 
 
-def nginx(engine):
-    """A real service: it serves, ends in order within the patience of the engine, is restarted, and serves again."""
-    with Box(engine, *NGINX, ready="start worker process") as box:
-        for count in (1, 2):
-            box.wait_for("start worker processes", count)
-            assert box.execute("wget", "-q", "-O", "-", "http://127.0.0.1/") == "hello"
+# A real service: how it is started, what it says when it serves, what it is asked before and after a restart and what it
+# answers, and what it says when it ends in order: of SIGTERM, and of ^C.
+Service = collections.namedtuple("Service", "words ready asked said_of_sigterm said_of_ctrl_c")
+FETCH = (["wget", "-q", "-O", "-", "http://127.0.0.1/"], "hello")
+SERVICES = {
+    "nginx": Service(NGINX, "start worker processes", (FETCH, FETCH), "signal 15 (SIGTERM) received", "signal 2 (SIGINT) received"),
+    # What it was told outlives the restart: it saves its data at SIGTERM.
+    "redis": Service(REDIS, "Ready to accept connections", ((["redis-cli", "set", "key", "value"], "OK"), (["redis-cli", "get", "key"], "value")),
+                     "Redis is now ready to exit", "Received SIGINT scheduling shutdown"),
+}
+
+
+def serves(service, engine):
+    """It serves, ends in order within the patience of the engine, is restarted, and serves again."""
+    with Box(engine, *service.words) as box:
+        for count, (words, answer) in enumerate(service.asked, 1):
+            box.wait_for(service.ready, count)
+            assert box.execute(*words) == answer
             box("restart" if count == 1 else "stop")
         log = box.logs()
         assert box.status() == 0
-        # Its own words for it: fast shutdown by SIGTERM, once each; both workers are waited for.
-        assert log.count("signal 15 (SIGTERM) received") >= 2 and log.count("exiting") >= 2 and "pyinit1: others killed" not in log
-        assert log.count("pyinit1: the end: exit status 0") == 2
+        assert log.count(service.said_of_sigterm) >= 2 and log.count("pyinit1: the end: exit status 0") == 2
+        assert "pyinit1: others killed" not in log
 
 
-SCENARIOS = {each.__name__: each for each in (statuses, entry, stop, signals, terminal, size, attach, restart, restricted, nginx)}
+def interrupted(service, engine):
+    """attach to it, and ^C: its terminal works."""
+    with Box(engine, *service.words, options=("-it",), ready=service.ready) as box:
+        with Keyboard(engine, "attach", box.identity) as keyboard:
+            keyboard.wait_raw()
+            keyboard.type(CTRL_C)               # once: a second one is no more in order to redis
+            keyboard.wait()
+            assert service.said_of_ctrl_c in keyboard.log.text
+        assert box.status() == 0
+
+
+SCENARIOS = {each.__name__: each for each in (statuses, entry, stop, signals, terminal, size, attach, restart, restricted)}
+SCENARIOS.update((name + "-" + what.__name__, functools.partial(what, service)) for name, service in SERVICES.items() for what in (serves, interrupted))
 
 
 @pytest.fixture(scope="module")

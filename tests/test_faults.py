@@ -12,7 +12,7 @@ import time
 import pytest
 
 from helpers import PYTHON, SECONDS, SLACK, AtOnce, Namespace, Process, is_alive, pending, poll
-from updating import Updatable, from_here, generation, inject, quiet
+from updating import Updatable, from_here, generation, inject, let_go, quiet
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="not root: every folder has an owner who is neither root nor us")
 
@@ -73,8 +73,7 @@ def live(fault, directory):
                 namespace.kill(number)
                 taken(namespace)
         finally:
-            tracer.terminate()
-            tracer.wait()
+            let_go(tracer)
         # It is over: one server, one service, and whatever was asked for can be asked for again.
         poll(lambda: [each.state for each in namespace.children() if "zinit-server" in each.words] in (["S"], ["R"]), SECONDS, "one server")
         quiet(namespace)
@@ -131,8 +130,7 @@ def end(fault, directory):
             namespace.kill(signal.SIGTERM)
             return namespace.wait(), time.monotonic() - began, namespace.log.text
         finally:
-            tracer.terminate()
-            tracer.wait()
+            let_go(tracer)
 
 
 @pytest.fixture(scope="module")

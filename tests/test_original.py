@@ -16,7 +16,7 @@ IGNORES_ZINIT_SOCKET = ('self.connect(connection, os.environ.get("ZINIT_SOCKET",
                         "self.connect(connection, SOCKET, deadline)")
 REAPS_ONLY_THE_SERVER = ("                pid, status = self.reaped = os.waitpid(-1, os.WNOHANG |", "                "
                          "pid, status = self.reaped = os.waitpid(self.server if self.ending and self.server else -1, os.WNOHANG |")
-LEAVES_UNSAVED_SERVICES = ('            self.stop_services("state not saved", services.values())', "            pass")
+LEAVES_UNSAVED_SERVICES = ("            self.stop_services(\"state not saved\", list(self.services.values()))", "            self.services = {}")
 STARTS_ONE_MORE_SERVER = ("        self.end()\n\n    def tidy",
                           "        if self.server is None:\n            self.start_server()\n"
                           "        self.end()\n\n    def tidy")

@@ -15,7 +15,7 @@ import time
 import pytest
 
 from helpers import PYTHON, SECONDS, STAND_IN, AtOnce, Lines, Namespace, Process, is_alive, poll
-from updating import HOLD, ON_TRIAL, Updatable, from_here, generation, inject, nested, quiet
+from updating import HOLD, ON_TRIAL, Updatable, from_here, generation, inject, let_go, nested, quiet
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="not root: every folder has an owner who is neither root nor us")
 
@@ -146,9 +146,9 @@ REFUSED = {
     "does-not-know-our-options": (dies(late="OPTIONS = ()\n"), "did not start"),
     "crashes-before-it-is-ready": (dies(late="def given_descriptors():\n    1 / 0\n"), "did not start: .*crashed"),
     "cannot-take-over-a-server": (dies(late="def is_our_child(pid):\n    1 / 0\n"), "did not start"),
-    "hangs-in-its-start": (dies("time.sleep(1000)\n"), "10 s"),
-    "spins-in-its-start": (dies("while True: pass\n"), "10 s"),
-    "is-never-ready": (dies(late="Init.listen = lambda self: time.sleep(1000)\n"), "10 s"),
+    "hangs-in-its-start": (dies("time.sleep(1000)\n"), "not ready within 5 s"),
+    "spins-in-its-start": (dies("while True: pass\n"), "not ready within 5 s"),
+    "is-never-ready": (dies(late="Init.listen = lambda self: time.sleep(1000)\n"), "not ready within 5 s"),
 }
 
 def try_refused(name, directory):
@@ -296,7 +296,7 @@ def test_the_next_command_starts_as_clean_as_the_first(home):
     from_here(home.namespace)
     os.kill(kept.outer, signal.SIGKILL)
     pid = home.namespace.wait_for(r"^kept: ready: pid (\d+)$")[1]
-    again = poll(lambda: [each for each in home.namespace.find("sleep 1000") if each.pid == int(pid)], SECONDS, "sleep")[0]
+    again = poll(lambda: [each for each in home.namespace.find("sleep 1000") if each.pid == int(pid) and each.name == "sleep"], SECONDS, "sleep")[0]
     assert again.link("cwd") == "/usr"
     assert again.descriptors().keys() == {0, 1, 2, 7} and again.descriptors()[7] == "/etc/passwd"
     assert again.signals("SigBlk") | again.signals("SigIgn") | again.signals("SigCgt") == set()
@@ -639,8 +639,7 @@ def test_a_failed_exec_puts_the_old_file_back_and_goes_on(home, error):
         answers(home.namespace, seconds=UPDATE_LIMIT / 2)       # at once, not after the helper's limit
         poll(lambda: home.names() == {""}, SECONDS, "the old file to be back")
     finally:
-        tracer.terminate()
-        tracer.wait()
+        let_go(tracer)
     assert home.path.read_text() == generation(1)
     untouched(home.namespace, kept)
     update(home, 3)
@@ -660,8 +659,7 @@ def test_a_file_system_that_fails_while_the_file_is_installed_changes_nothing_or
         said = home.namespace.wait_for("^(generation: 2|pyinit1: self-update: refused: .*)$", 3 * UPDATE_LIMIT)[1]
         answers(home.namespace)
     finally:
-        tracer.terminate()
-        tracer.wait()
+        let_go(tracer)
     assert home.path.read_text() == generation(2 if said == "generation: 2" else 1)
     untouched(home.namespace, kept)
 

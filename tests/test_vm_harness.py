@@ -2,6 +2,8 @@
 
 import io
 import re
+import select
+import socket
 import subprocess
 import sys
 import tarfile
@@ -9,7 +11,7 @@ import threading
 
 import pytest
 
-from helpers import ROOT, poll
+from helpers import ROOT, SECONDS, STAND_IN, poll
 
 import disk_scenarios  # noqa: F401  enters its scenarios
 import image
@@ -17,6 +19,7 @@ import machine
 import packages
 import scenarios
 import update_scenarios  # noqa: F401  as well
+import waiting
 
 QEMU = machine.BOARDS[packages.host_architecture()].program
 needs_qemu = pytest.mark.skipif(not machine.has_qemu(packages.host_architecture()), reason=QEMU + " is not installed")
@@ -310,3 +313,24 @@ def test_another_init_is_put_through_the_same_scenarios_and_its_disks_are_judged
 def test_bad_words_are_refused_before_anything_is_fetched(words, complaint):
     done = run(*words)
     assert done.returncode == 2 and complaint in done.stdout
+
+
+# ---- the stand-in for the server
+
+def test_the_stand_in_outlives_a_client_that_hangs_up_with_an_answer_unread(tmp_path):
+    path = str(tmp_path / "socket")
+    server = subprocess.Popen([str(STAND_IN), "-c", str(tmp_path), "-s", path, "--log-level", "info"], stdout=subprocess.PIPE)
+    try:
+        log = waiting.Lines(server.stdout, "the stand-in")
+        log.wait_for("^server: ready", SECONDS)
+        for _ in range(3):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(path)
+                client.sendall(b'{"jsonrpc":"2.0","id":1,"method":"system.ping"}\n')
+                poll(lambda: select.select([client], [], [], 0)[0], SECONDS, "an answer, that is not read")
+            log.wait_for("^server: asked: system.ping", SECONDS)
+            log.wait_for("^server: client gone", SECONDS)
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()

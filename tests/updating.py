@@ -7,6 +7,7 @@ import subprocess
 
 from helpers import PYINIT1, SECONDS, Process, pending, poll
 
+LET_GO = 2.0                # s: then strace waits for what will never come
 LAST = 'if __name__ == "__main__":\n    # As long as'       # pyinit1.py's last statement begins so
 # Is this a trial start, and not the PID 1 that we know?
 ON_TRIAL = '(os.getpid() != 1 or os.readlink("/proc/self/ns/pid") != os.readlink("/proc/1/ns/pid"))'
@@ -82,6 +83,14 @@ def from_here(namespace):
 def quiet(namespace):
     """Wait until PID 1 has nothing under way: it sleeps, blocks no signal, asks nobody, and has no child that is itself."""
     def idle():
+        try:
+            return look()
+        except FileNotFoundError:                   # a descriptor that was closed, a child that has ended: it does something
+            if namespace.log and namespace.log.drain() and namespace.log.ended:
+                raise
+            return False
+
+    def look():
         before = Process(namespace.init)
         busy = before.signals("SigBlk") | pending(before) or "socket:" in str(before.descriptors().values()) \
             or before.words in [child.words for child in namespace.children()]
@@ -114,3 +123,14 @@ def inject(pid, what, *options):
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     poll(lambda: Process(pid).status["TracerPid"].strip() == str(tracer.pid), SECONDS, "strace to attach")
     return tracer
+
+
+def let_go(tracer):
+    """End an inject(): strace lets go of all at SIGTERM; SIGKILL, where it waits for a PID 1 that waits for its child, which
+    strace alone could reap."""
+    tracer.terminate()
+    try:
+        tracer.wait(LET_GO)
+    except subprocess.TimeoutExpired:
+        tracer.kill()
+        tracer.wait()
