@@ -2446,11 +2446,13 @@ def go_on(why, vm, state, init):
     os._exit(1)
 
 
-def crashed(why, vm, trial, state, init):
-    """An exception in PID 1. `state`: what the one before a re-exec handed over, if it is not yet init's.
+def crashed(why, pid, vm, trial, state, init):
+    """An exception in the process `pid`. `state`: what the one before a re-exec handed over, if it is not yet init's.
 
     Returns if it is no bug but a way to exit; else never. What it raises is an exception of its own.
     """
+    if os.getpid() != pid:
+        os._exit(126)  # a child of ours that never became what it should
     if not (init or state):  # it came while that was read
         state = handed_over(sys.argv[1:])
         trial = state.pop("trial", trial)
@@ -2478,11 +2480,9 @@ def main():
         say_ready(trial)
         init.run()
     except BaseException as why:
-        if os.getpid() != pid:
-            os._exit(126)  # a child of ours that never became what it should
         while True:
             try:
-                crashed(why, vm, trial, state, init)
+                crashed(why, pid, vm, trial, state, init)
                 break
             except BaseException:
                 pass  # an exception in the handler of one
