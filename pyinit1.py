@@ -1308,7 +1308,12 @@ def trial_start(path, words):
         os.dup2(write_end, 2)
         for name, _ in TIMES.values():
             os.environ.pop(name, None)  # of a bad one a VM complains; outside, where this is, it would be refused
-        reexec(path, words, {"server": server, "trial": True})
+        try:
+            reexec(path, words, {"server": server, "trial": True})
+        except OSError as why:
+            os.write(2, str(why).encode())
+        finally:
+            os._exit(1)
     os.close(write_end)
     text, deadline = b"", time.monotonic() + TRIAL_LIMIT
     while TRIED not in text:
