@@ -1823,9 +1823,11 @@ class Init:
             compile(content, trial, "exec")
             trial_start(trial, words)
 
-        self.have_done("self-update: refused", lambda: update(OWN_PATH, OWN_BYTES, try_it, keep_old), UPDATE_LIMIT)
+        done = self.have_done("self-update: refused", lambda: update(OWN_PATH, OWN_BYTES, try_it, keep_old), UPDATE_LIMIT)
         if file_identity(OWN_PATH) == before:
             return
+        if not done:  # its time was over between the renaming and the tidying up
+            log.warn("self-update: in place all the same")
         self.probation = time.monotonic() + PROBATION
         log.info("self-update: re-exec")
         log.drain()
