@@ -86,6 +86,12 @@ def is_alive(outer):
         return False
 
 
+def busy_seconds(pid):
+    """The processor time that the process has used."""
+    fields = Process(pid).read("stat").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def has_terminal():
     """Have we a controlling terminal? Then PID 1 must get a session without one: it would be told about it."""
     try:

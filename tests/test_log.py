@@ -12,7 +12,9 @@ import time
 
 import pytest
 
-from helpers import PYTHON, SECONDS, SLACK, STAND_IN, AtOnce, Lines, Namespace, Process, poll
+from helpers import PYTHON, SECONDS, SLACK, STAND_IN, AtOnce, Lines, Namespace, Process, busy_seconds, load_pyinit1, poll
+
+pyinit1 = load_pyinit1()
 
 SIZE = 300000               # bytes that COMMAND writes: more than any pipe, socket or terminal holds
 
@@ -50,12 +52,6 @@ def is_nonblocking(pid, descriptor):
     """Has the open file description O_NONBLOCK set, as /proc/PID/fdinfo shows it?"""
     flags = re.search("^flags:\t([0-7]+)$", Process(pid).read("fdinfo/%d" % descriptor), re.M).group(1)
     return bool(int(flags, 8) & os.O_NONBLOCK)
-
-
-def busy_seconds(pid):
-    """The processor time that the process has used."""
-    fields = Process(pid).read("stat").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def live(namespace):
@@ -394,3 +390,22 @@ def test_a_level_writes_what_it_says_and_nothing_below(levels, level, how):
 def test_a_level_that_is_nonsense_in_the_environment_means_info(levels, how, expected):
     log = levels.result(("nonsense", how))
     assert "".join(letter for letter, text in SAMPLES.items() if text in log) == expected, log
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_room_that_another_writer_has_taken_meanwhile_is_not_waited_for(tmp_path, kind):
+    """Standard error is COMMAND's, too: between our poll(2) and our write(2) it may have filled it."""
+    def too_long(*_):
+        raise TimeoutError("write(2) has blocked")
+    read_end, write_end = make(kind, tmp_path)
+    handler = signal.signal(signal.SIGALRM, too_long)
+    try:
+        fill(write_end)
+        os.set_blocking(write_end, True)
+        signal.alarm(int(SECONDS))
+        assert pyinit1.write_alone(write_end, b"x" * 100, True) == 0
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
+        os.close(read_end)
+        os.close(write_end)

@@ -11,10 +11,11 @@ import shlex
 import signal
 import struct
 import termios
+import time
 
 import pytest
 
-from helpers import PYINIT1, PYTHON, SECONDS, AtOnce, Lines, Namespace, Process, is_alive, mutant, poll
+from helpers import PYINIT1, PYTHON, SECONDS, AtOnce, Lines, Namespace, Process, busy_seconds, is_alive, mutant, poll
 
 READER = ("sed", "-u", "s/^/read: /")                   # says what it reads from the terminal
 BASH = ("bash", "--norc", "--noprofile", "--noediting")
@@ -595,3 +596,22 @@ def test_pid_1_in_the_background_whose_command_reads_does_not_spin(screen):
     screen.prompt()
     screen.type("fg\n")
     screen.reads("hello")
+
+
+ORPHANED = """setsid --ctty sh -c 'bash -mc "\\"\\$0\\" \\"\\$@\\" &" "$@"; sleep 100000' sh "$@"; exit"""
+
+
+def test_who_reads_in_a_background_that_no_shell_knows_stays_stopped(screen):
+    """Its process group is orphaned: SIGTTIN stops COMMAND and not us, and to continue COMMAND would be to stop it again."""
+    screen.start("--", *READER, script=ORPHANED)
+    command = screen.started()
+    ours = Process(command.parent)
+    poll(lambda: Process(ours.outer).parent == screen.namespace.init, SECONDS, "the shell that started us to be gone")
+    wait_stopped(command)
+    before = busy_seconds(ours.outer)
+    for _ in range(100):                # what is tested is that nothing happens
+        assert state(command) == "T" and state(ours) == "S"
+        time.sleep(0.01)
+    assert busy_seconds(ours.outer) - before < 0.2
+    os.kill(command.outer, signal.SIGKILL)
+    poll(lambda: not is_alive(ours.outer), SECONDS, "our end")

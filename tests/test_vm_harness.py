@@ -18,6 +18,7 @@ import image
 import machine
 import packages
 import scenarios
+import update_scenarios  # noqa: F401  as well
 import waiting
 
 QEMU = machine.BOARDS[packages.host_architecture()].program
