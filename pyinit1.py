@@ -1683,8 +1683,9 @@ class Init:
         if self.terminal is not None:
             set_foreground(self.terminal, os.getpgrp())
         handler = signal.signal(number, signal.SIG_DFL) if number != signal.SIGSTOP else None
-        # As the key would have: a script around us, and the other commands of a pipeline, stop as well.
-        together = self.terminal is not None and number != signal.SIGSTOP
+        # As the terminal would have: a script around us, and the other commands of a pipeline, stop as well.
+        asks = number in (signal.SIGTTIN, signal.SIGTTOU)
+        together = asks or self.terminal is not None and number != signal.SIGSTOP
         os.kill(0 if together else os.getpid(), number)
         if handler is not None:
             signal.signal(number, handler)
