@@ -412,9 +412,10 @@ def test_in_the_background_it_ends_without_touching_the_terminal(screen):
     screen.wait_foreground(sleep)
 
 
-def test_who_reads_in_the_background_is_stopped_with_us_until_fg(screen):
+@pytest.mark.parametrize("end", [" &\n", " </dev/tty | cat &\n"], ids=["alone", "pipeline"])
+def test_who_reads_in_the_background_is_stopped_with_us_until_fg(screen, end):
     """By SIGTTIN, as any job: the shell says so, and `fg` is all that it takes."""
-    ours, command = screen.shell().run("--", *READER, end=" &\n")
+    ours, command = screen.shell().run("--", *READER, end=end)
     screen.type("\n")
     wait_stopped(ours, command)
     screen.type("\n")
