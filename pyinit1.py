@@ -621,7 +621,8 @@ def parse_args(words, env, vm=False):
             try:
                 name, value, word = take_option(word, words)
             except ValueError as why:
-                complaints.append(f"{' '.join([offending] + before[: len(before) - len(words)])}: {why}")
+                argument = before[: len(before) - len(words)]  # what take_option() took off
+                complaints.append(f"{' '.join([offending] + argument)}: {why}")
                 break
             if vm and name in NOT_IN_A_VM:
                 complaints.append(f"--{name}: not in a VM")
@@ -864,6 +865,8 @@ def find_server(env):
     """The path of zinit-server. Raises OSError that says where it was looked for."""
     paths = (env["PYINIT1_SERVER"],) if env.get("PYINIT1_SERVER") else SERVER_PATHS
     for path in paths:
+        if not path.startswith("/"):
+            raise OSError(errno.EINVAL, "PYINIT1_SERVER: expected an absolute path", path)
         if os.path.exists(path):
             if os.path.isfile(path) and os.access(path, os.X_OK):
                 return path
@@ -1384,7 +1387,7 @@ def update(path, most, try_it, keep_old):
     What is tried and installed is a file of our own, for FILE.new may be written anew meanwhile. There is a FILE at every
     moment. Raises what try_it(content, path of our file) raises, OSError and ValueError: then FILE is the old one.
     """
-    content, trial = verify(path, most), path + ".trial"
+    verified, content, trial, spare = file_identity(path + ".new"), verify(path, most), path + ".trial", path + ".old.new"
     remove(trial)
     with open(trial, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:  # whatever our umask is
         try:
@@ -1394,15 +1397,18 @@ def update(path, most, try_it, keep_old):
             try_it(content, trial)
             os.fchmod(file.fileno(), os.stat(path).st_mode & 0o7777)
             if keep_old:
-                remove(path + ".old")
-                os.link(path, path + ".old")
+                remove(spare)
+                os.link(path, spare)
+                os.replace(spare, path + ".old")
             os.replace(trial, path)
         except BaseException:
             step("update", remove, trial)
             raise
     # It is done, and nothing may fail any more.
-    for what, name in ((remove, path + ".new"), (remove, path + ".new.sha256"), (sync_path, os.path.dirname(path))):
-        step("update", what, name)
+    if file_identity(path + ".new") == verified:  # else it is the next update
+        step("update", remove, path + ".new")
+        step("update", remove, path + ".new.sha256")
+    step("update", sync_path, os.path.dirname(path))
 
 
 def bring_back(path):
@@ -1650,11 +1656,15 @@ class Init:
             self.request = self.request or POWER_OFF
         elif not (self.command or self.restart or self.ending):
             self.server_deaths += time.monotonic() < self.server_probation
-            left = children_of(os.getpid(), processes()) if self.started else ()
-            if left:  # nobody can tell its services from other orphans any more, so none is stopped
-                log.warn(f"services may run twice: the server died and left: {names(left)}")
+            self.warn_of_services()  # in a soft restart replace_server() has listed them
         self.stopped = 0  # a stop that its death overtook
         self.server = None  # last: after a crash of ours in here all of it is done again
+
+    def warn_of_services(self):
+        """The server has died: nobody can tell its services from other orphans any more, so none is stopped."""
+        left = [each for each in children_of(os.getpid(), processes()) if each.pid not in self.helpers]
+        if left and self.started:
+            log.warn(f"services may run twice: the server died and left: {names(left)}")
 
     def command_stopped(self, number):
         """COMMAND was stopped, by ^Z say: PID 1 continues it, for nobody could type `fg`; a plain process stops, too.
@@ -1788,7 +1798,7 @@ class Init:
             setattr(self, name, state[name])
         self.services = {process.pid: process for process in processes() if process.pid in state.get("services", ())}
         if self.server is not None and self.reaped[0] == self.server and not os.WIFSTOPPED(self.reaped[1]):
-            self.server_ended(self.reaped[1])  # the crash came between the two
+            self.server_ended(self.reaped[1])  # the crash came between waitpid(2) and the end of that
         elif self.server is not None and not is_our_child(self.server):
             if time.monotonic() < self.probation:
                 raise ChildProcessError(errno.ECHILD, f"pid {self.server} cannot be taken over")
@@ -1805,7 +1815,7 @@ class Init:
         for helper in [helper for helper, status in self.helpers.items() if status is None]:
             kill(helper, signal.SIGKILL)  # nobody would know of it any more
         recent = [crash for crash in self.crashes if time.monotonic() - crash < CRASHES_WITHIN]
-        patient = not after_crash or len(recent) < PATIENT_CRASHES  # this crash is not yet among them
+        patient = not after_crash or len(recent) < PATIENT_CRASHES  # recover() adds this crash later
         again = {self.answering} if patient and self.answering else set()
         for number in self.pending | again:
             os.kill(os.getpid(), number)
@@ -1839,6 +1849,7 @@ class Init:
             log.error(f"self-update: re-exec: {why.strerror}: the old file comes back")
             self.probation = 0.0
             done_in_time("self-update: the old file", lambda: bring_back(OWN_PATH), UPDATE_LIMIT)
+            self.pending.add(signal.SIGCHLD)  # that may have taken one that was not its own
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
@@ -2033,11 +2044,14 @@ class Init:
         """Ask the server to save its state and go. Services that it did not save are stopped, not to run twice."""
         # Beside those that outlived an earlier soft restart. From here on a crash of ours forgets none.
         self.services.update({process.pid: process for process in children_of(self.server, processes())})
-        self.leaving = {}, self.leaving[1] if self.leaving else file_identity(STATE_PATH)  # asked again, after a crash
+        if os.waitid(os.P_PID, self.server, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            self.warn_of_services()  # it died before that was read
+        before = self.leaving[1] if self.leaving else file_identity(STATE_PATH)  # asked again, after a crash: not anew
+        self.leaving = ({}, before)  # it has saved nothing, until it answers
         result = self.ask("system.prepare_restart", RPC_LIMIT)
         if result is None and not self.called_away():
             self.terminate()
-        self.leaving = result or {}, self.leaving[1]
+        self.leaving = (result or {}, before)
         self.await_server(RESTART_LIMIT)
 
     def settle_services(self):
@@ -2173,6 +2187,7 @@ class Init:
         """Let a child do Release, and leave it behind where one disk holds it: another one does the rest."""
         self.releasing, disk_time, stuck = True, DiskTime(), set()
         try:
+            # Empty: all is done. A step that is stuck already has held a second child: there is no use in a third.
             while (doing := self.follow_release(stuck, disk_time)) not in {b"", *stuck}:
                 log.warn(f"the end: stuck: {os.fsdecode(doing)}: going on without it")
                 stuck.add(doing)
@@ -2191,7 +2206,7 @@ class Init:
 
     def follow_release(self, stuck, disk_time):
         """Start a child that does Release; -> the step that holds it, or that it died of; empty if all is done. Raises OSError."""
-        read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # stays open: who is left behind may go on later
         helper = start_helper("the end", Release(stuck, write_end).run)
         self.helpers[helper] = None
         os.close(write_end)
@@ -2499,6 +2514,6 @@ def main():
 
 if __name__ == "__main__":
     # As long as a statement of this file runs, the interpreter keeps the file's syntax tree: 3 MB, for ever if that
-    # statement is main(). After an exception it lets go of the tree, and calls the hook.
+    # statement is main(). So we leave by an exception: it lets go of the tree, and then calls the hook, which is main().
     sys.excepthook = lambda *_: main()
     raise Exception("on to main()")
