@@ -1308,7 +1308,12 @@ def trial_start(path, words):
         os.dup2(write_end, 2)
         for name, _ in TIMES.values():
             os.environ.pop(name, None)  # of a bad one a VM complains; outside, where this is, it would be refused
-        reexec(path, words, {"server": server, "trial": True})
+        try:
+            reexec(path, words, {"server": server, "trial": True})
+        except OSError as why:
+            os.write(2, str(why).encode())
+        finally:
+            os._exit(1)
     os.close(write_end)
     text, deadline = b"", time.monotonic() + TRIAL_LIMIT
     while TRIED not in text:
@@ -1678,8 +1683,9 @@ class Init:
         if self.terminal is not None:
             set_foreground(self.terminal, os.getpgrp())
         handler = signal.signal(number, signal.SIG_DFL) if number != signal.SIGSTOP else None
-        # As the key would have: a script around us, and the other commands of a pipeline, stop as well.
-        together = self.terminal is not None and number != signal.SIGSTOP
+        # As the terminal would have: a script around us, and the other commands of a pipeline, stop as well.
+        asks = number in (signal.SIGTTIN, signal.SIGTTOU)
+        together = asks or self.terminal is not None and number != signal.SIGSTOP
         os.kill(0 if together else os.getpid(), number)
         if handler is not None:
             signal.signal(number, handler)
@@ -1818,9 +1824,11 @@ class Init:
             compile(content, trial, "exec")
             trial_start(trial, words)
 
-        self.have_done("self-update: refused", lambda: update(OWN_PATH, OWN_BYTES, try_it, keep_old), UPDATE_LIMIT)
+        done = self.have_done("self-update: refused", lambda: update(OWN_PATH, OWN_BYTES, try_it, keep_old), UPDATE_LIMIT)
         if file_identity(OWN_PATH) == before:
             return
+        if not done:  # its time was over between the renaming and the tidying up
+            log.warn("self-update: in place all the same")
         self.probation = time.monotonic() + PROBATION
         log.info("self-update: re-exec")
         log.drain()
