@@ -1308,7 +1308,12 @@ def trial_start(path, words):
         os.dup2(write_end, 2)
         for name, _ in TIMES.values():
             os.environ.pop(name, None)  # of a bad one a VM complains; outside, where this is, it would be refused
-        reexec(path, words, {"server": server, "trial": True})
+        try:
+            reexec(path, words, {"server": server, "trial": True})
+        except OSError as why:
+            os.write(2, str(why).encode())
+        finally:
+            os._exit(1)
     os.close(write_end)
     text, deadline = b"", time.monotonic() + TRIAL_LIMIT
     while TRIED not in text:
@@ -1678,7 +1683,10 @@ class Init:
         if self.terminal is not None:
             set_foreground(self.terminal, os.getpgrp())
         handler = signal.signal(number, signal.SIG_DFL) if number != signal.SIGSTOP else None
-        os.kill(os.getpid(), number)
+        # As the terminal would have: a script around us, and the other commands of a pipeline, stop as well.
+        asks = number in (signal.SIGTTIN, signal.SIGTTOU)
+        together = asks or self.terminal is not None and number != signal.SIGSTOP
+        os.kill(0 if together else os.getpid(), number)
         if handler is not None:
             signal.signal(number, handler)
         self.terminal, stopped = foreground_terminal(), signal.SIGCONT in self.pending
@@ -1792,11 +1800,12 @@ class Init:
         log.info(f"taken over: {self.what}: pid {self.server}")
         return True
 
-    def hand_over(self):
+    def hand_over(self, after_crash=False):
         """Leave everything to the one after a re-exec: the state, and, all signals being blocked, what waits for an answer."""
         for helper in [helper for helper, status in self.helpers.items() if status is None]:
             kill(helper, signal.SIGKILL)  # nobody would know of it any more
-        patient = len(self.crashes) < PATIENT_CRASHES  # this crash is not yet among them
+        recent = [crash for crash in self.crashes if time.monotonic() - crash < CRASHES_WITHIN]
+        patient = not after_crash or len(recent) < PATIENT_CRASHES  # this crash is not yet among them
         again = {self.answering} if patient and self.answering else set()
         for number in self.pending | again:
             os.kill(os.getpid(), number)
@@ -1815,9 +1824,11 @@ class Init:
             compile(content, trial, "exec")
             trial_start(trial, words)
 
-        self.have_done("self-update: refused", lambda: update(OWN_PATH, OWN_BYTES, try_it, keep_old), UPDATE_LIMIT)
+        done = self.have_done("self-update: refused", lambda: update(OWN_PATH, OWN_BYTES, try_it, keep_old), UPDATE_LIMIT)
         if file_identity(OWN_PATH) == before:
             return
+        if not done:  # its time was over between the renaming and the tidying up
+            log.warn("self-update: in place all the same")
         self.probation = time.monotonic() + PROBATION
         log.info("self-update: re-exec")
         log.drain()
@@ -2402,7 +2413,10 @@ def quietly(deed, *arguments):
 
 
 def recover(state, vm):
-    """After a crash: re-exec, with the file from before an update if that was recent. Returns if that can't help."""
+    """After a crash: re-exec, with the file from before an update if that was recent. Returns if nothing can help.
+
+    Raises what went wrong, and may not do so again.
+    """
     now = time.monotonic()
     state["crashes"] = [crash for crash in state.get("crashes", ()) if now - crash < CRASHES_WITHIN] + [now]
     if len(state["crashes"]) > CRASHES:
@@ -2416,6 +2430,7 @@ def recover(state, vm):
     if tried is not False:  # where it could not be made, for want of memory or time say, the file is most likely what it was
         quietly(log.drain)
         reexec(OWN_PATH, sys.argv[1:], state)
+    raise ChildProcessError(errno.ECHILD, "the trial start went wrong")
 
 
 def go_on(why, vm, state, init):
@@ -2424,7 +2439,7 @@ def go_on(why, vm, state, init):
     quietly(report_crash, why, vm)
     if init and not state:
         state = {"server": init.server, "request": init.request}
-        quietly(lambda: state.update(init.hand_over()))
+        quietly(lambda: state.update(init.hand_over(after_crash=True)))
     if state and not state.get("releasing"):
         quietly(recover, state, vm) or quietly(recover, state, vm)  # what fails in there once
     quietly(log.drain)
@@ -2439,25 +2454,28 @@ def go_on(why, vm, state, init):
     os._exit(1)
 
 
-def crashed(why, vm, trial, state, init):
-    """An exception in PID 1. `state`: what the one before a re-exec handed over, if it is not yet init's. Never returns."""
+def crashed(why, pid, vm, trial, state, init):
+    """An exception in the process `pid`. `state`: what the one before a re-exec handed over, if it is not yet init's.
+
+    Returns if it is no bug but a way to exit; else never. What it raises is an exception of its own.
+    """
+    if os.getpid() != pid:
+        os._exit(126)  # a child of ours that never became what it should
     if not (init or state):  # it came while that was read
         state = handed_over(sys.argv[1:])
         trial = state.pop("trial", trial)
     if isinstance(why, SystemExit) and not (init or state or vm):
-        raise why
+        return
     if trial:
         state, init = {}, None  # it only says why
-    while True:  # go_on() does not return, but it may have an exception of its own
-        quietly(go_on, why, vm, state, init)
+    go_on(why, vm, state, init)
 
 
 def main():
     name = os.path.basename(sys.argv[0])
     if name in LINKS and os.getpid() != 1:
         sys.exit(tell_pid_1(name, sys.argv[1:]))
-    pid, init, state, trial = os.getpid(), None, {}, False
-    vm = pid == 1
+    pid, vm, trial, state, init = os.getpid(), os.getpid() == 1, False, {}, None
     try:
         vm = vm and in_initial_pid_namespace()
         state = handed_over(sys.argv[1:])
@@ -2466,14 +2484,17 @@ def main():
         init.adopt(state) or init.start_server()
         state = {}  # it is init's now
         init.listen()
-        if not init.command:
-            step("RPC", load_the_rest)
+        init.command or step("RPC", load_the_rest)
         say_ready(trial)
         init.run()
     except BaseException as why:
-        if os.getpid() != pid:
-            os._exit(126)  # a child of ours that never became what it should
-        crashed(why, vm, trial, state, init)
+        while True:
+            try:
+                crashed(why, pid, vm, trial, state, init)
+                break
+            except BaseException:
+                pass  # an exception in the handler of one
+        raise
 
 
 if __name__ == "__main__":

@@ -221,7 +221,8 @@ def leave(namespace, *pigs, code=3, options=(), how="%s &", **place):
 
 
 @everywhere
-@pytest.mark.parametrize("how", ["%s &", "setsid %s &", "setsid sh -c '%s & exit' &"], ids=["child", "session", "daemon"])
+@pytest.mark.parametrize("how", ["%s &", "setsid %s &", "setsid sh -c '%s & exit' &", "sh -c '%s; exit' &"],
+                         ids=["child", "session", "daemon", "grandchild"])
 def test_a_background_worker_that_needs_a_second_saves_its_state_and_the_status_stays(namespace, how, place):
     """tini, dumb-init and catatonit exit at once, and the kernel kills it."""
     status, took, text = leave(namespace, ("worker", 1), how=how, **place)

@@ -25,7 +25,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize("words", [(), ("-s",), ("-c",)], ids=["bare", "s", "c"])
+@pytest.mark.parametrize("words", [(), ("-s",), ("-c",), ("--respawn",)], ids=["bare", "s", "c", "respawn"])
 def test_orphans_of_command_come_to_us_and_are_reaped(namespace, words):
     go = namespace.directory / "go"
     namespace.start("-v", *words, "--", *PYTHON, "-c", FAMILY, str(go), plain=True)
@@ -34,6 +34,17 @@ def test_orphans_of_command_come_to_us_and_are_reaped(namespace, words):
     poll(lambda: Process(orphan.outer).parent == namespace.init, SECONDS, "the orphan to be ours")
     go.touch()
     namespace.wait_for(r"^pyinit1: orphan reaped: pid %d: exit status 7$" % orphan.pid)
+
+
+def test_an_orphan_that_stops_is_nobodys_business(namespace):
+    """Were it taken for COMMAND we would stop, too."""
+    namespace.start("--", "sh", "-c", "%s; exec %s" % (namespace.guinea_pig("orphan", 0, "orphan stop"), namespace.guinea_pig("command")), plain=True)
+    orphan, _ = namespace.wait_ready("orphan", "command")
+    poll(lambda: Process(orphan.outer).state == "T" and Process(orphan.outer).parent == namespace.init, SECONDS, "our orphan to stop")
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        namespace.kill(number)
+        namespace.wait_for("^command: got %s$" % number.name)
+    assert Process(namespace.init).state == "S"
 
 
 @pytest.mark.parametrize("words", [(), ("-c",), ("-g",)], ids=["bare", "c", "g"])

@@ -122,6 +122,29 @@ def test_a_stopped_command_is_continued_so_that_it_sees_the_request(namespace):
     assert "kept: got SIGTERM" in namespace.log.text
 
 
+def test_what_stops_a_kept_command_is_what_r_makes_of_sigterm(namespace):
+    namespace.start("-r", "TERM:HUP", *KEPT, *namespace.guinea_pig("kept", 0, "hup").split())
+    namespace.wait_ready("kept")
+    namespace.power_off()
+    assert re.findall("^kept: got (SIGHUP|SIGTERM)$", namespace.log.text, re.M) == ["SIGHUP"]
+
+
+def test_r_that_drops_sigterm_leaves_a_kept_command_to_sigkill(namespace):
+    namespace.start("-r", "TERM:0", "--stop-timeout", "0.5", *KEPT, *namespace.guinea_pig("kept").split())
+    namespace.wait_ready("kept")
+    assert namespace.power_off() >= 0.5
+    assert "kept: got SIGTERM" not in namespace.log.text and "pyinit1: COMMAND killed: pid " in namespace.log.text
+
+
+@pytest.mark.parametrize("options, first", [((), "COMMAND"), (("-g",), "worker")], ids=["alone", "group"])
+def test_with_g_the_whole_group_of_a_kept_command_is_stopped_with_it(namespace, options, first):
+    """Else what it started hears of it only when it has ended."""
+    namespace.start(*options, *KEPT, "sh", "-c", "%s & exec %s" % (namespace.guinea_pig("worker", 1), namespace.guinea_pig("kept", 0.5)))
+    namespace.wait_ready("worker", "kept")
+    namespace.power_off()
+    assert re.findall("^(?:pyinit1: )?(worker: got SIGTERM|COMMAND ended)", namespace.log.text, re.M)[0].split()[0].rstrip(":") == first
+
+
 def test_request_during_the_respawn_wait_starts_command_no_more(namespace):
     namespace.start(*KEPT, "sh", "-c", "echo up")
     namespace.wait_for("^pyinit1: COMMAND ended")

@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from helpers import PYINIT1, PYTHON, SECONDS, AtOnce, Lines, Namespace, Process, busy_seconds, is_alive, poll
+from helpers import PYINIT1, PYTHON, SECONDS, AtOnce, Lines, Namespace, Process, busy_seconds, is_alive, mutant, poll
 
 READER = ("sed", "-u", "s/^/read: /")                   # says what it reads from the terminal
 BASH = ("bash", "--norc", "--noprofile", "--noediting")
@@ -180,6 +180,43 @@ def test_as_pid_1_a_stop_that_was_sent_to_us_is_forwarded_and_undone(screen):
         screen.reads(number.name)
 
 
+@pytest.mark.parametrize("options", [(), ("-g",)], ids=["alone", "group"])
+def test_as_pid_1_ctrl_z_is_undone_for_all_of_commands_group(screen, options):
+    """The key stops all of a pipeline."""
+    screen.start(*options, "--", "sh", "-c", shlex.join(READER) + " | cat; exit 6")
+    screen.reads("before")
+    screen.type(CTRL_Z)
+    screen.wait_for(r"pyinit1: COMMAND continued: pid \d+: SIGTSTP")
+    screen.reads("after")
+    screen.type(CTRL_D)
+    assert screen.status() == 6
+
+
+def test_as_pid_1_a_command_that_is_started_again_has_the_terminal_again(screen):
+    """One that never reads: who reads would get it by that."""
+    screen.start("--respawn", "--", "sleep", "100000")
+    for _ in range(3):
+        screen.wait_foreground(screen.started())
+        screen.type(CTRL_C)
+        screen.wait_for("pyinit1: COMMAND ended: pid [0-9]+: killed by SIGINT$")
+
+
+def test_as_pid_1_a_stop_that_commands_death_has_overtaken_is_forgotten(screen):
+    """A copy that has taken the stop looks for more only when COMMAND is dead: both come in one wake-up."""
+    taken = "                    self.stopped = os.WSTOPSIG(status)\n"
+    waits = "                    log.warn('stop taken')\n                    while not os.path.exists('/run/go'):\n                        pass\n"
+    slow = mutant(screen.namespace.directory, (taken, taken + waits))
+    command = screen.start("--", *READER, init=slow).started()
+    screen.wait_foreground(command)
+    screen.type(CTRL_Z)
+    screen.wait_for("pyinit1: stop taken$")
+    os.kill(command.outer, signal.SIGKILL)
+    poll(lambda: state(command) == "Z", SECONDS, "COMMAND to die")
+    (screen.namespace.run_directory / "go").touch()
+    assert screen.status() == 137
+    assert "crashed" not in screen.log.drain() and "continued" not in screen.log.text
+
+
 def test_as_pid_1_a_shell_as_command_has_job_control(screen):
     """`docker run -it --init IMAGE bash`."""
     bash = as_pid_1(screen, *BASH, "-i", PS1="bash: ")
@@ -282,6 +319,7 @@ def test_as_a_job_ctrl_z_stops_both_and_fg_continues_both(screen):
         screen.reads(word)
         screen.type(CTRL_Z)
         screen.wait_for("Stopped")
+        wait_stopped(*screen.namespace.find(READER[0]))         # who reads still would take a key
         screen.prompt()
         wait_stopped(ours, command)
         assert "sed" in screen.said("jobs")
@@ -292,6 +330,26 @@ def test_as_a_job_ctrl_z_stops_both_and_fg_continues_both(screen):
     screen.wait_for("pyinit1: the end: exit status 0$")
     screen.prompt()
     assert screen.said("jobs") == ""
+
+
+PIPELINES = {"first": "%s | cat", "last": "sleep 100000 | %s", "script": "sh script", "script-in-a-script": "sh -c 'sh script; true'"}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_as_a_job_ctrl_z_stops_all_of_it_as_the_key_would_have_and_fg_continues_it(screen, name):
+    """A script around us, the other commands of a pipeline: else the shell takes the job for a running one, and never prompts."""
+    ours = shlex.join([*PYTHON, str(PYINIT1), "--", "sh", "-c", shlex.join(READER) + " </dev/tty"])
+    screen.namespace.script("script", ours + "\n")
+    screen.shell(cwd=screen.namespace.directory)
+    screen.type((PIPELINES[name] % ours if "%s" in PIPELINES[name] else PIPELINES[name]) + "\n")
+    for word in ("one", "two"):
+        screen.reads(word)
+        screen.type(CTRL_Z)
+        screen.wait_for("Stopped")
+        wait_stopped(*screen.namespace.find(READER[0]))         # who reads still would take a key
+        screen.prompt()
+        screen.type("fg\n")
+    screen.reads("three")
 
 
 def test_as_a_job_the_status_that_the_shell_sees_is_that_of_the_signal_that_stopped_command(screen):
@@ -354,9 +412,10 @@ def test_in_the_background_it_ends_without_touching_the_terminal(screen):
     screen.wait_foreground(sleep)
 
 
-def test_who_reads_in_the_background_is_stopped_with_us_until_fg(screen):
+@pytest.mark.parametrize("end", [" &\n", " </dev/tty | cat &\n"], ids=["alone", "pipeline"])
+def test_who_reads_in_the_background_is_stopped_with_us_until_fg(screen, end):
     """By SIGTTIN, as any job: the shell says so, and `fg` is all that it takes."""
-    ours, command = screen.shell().run("--", *READER, end=" &\n")
+    ours, command = screen.shell().run("--", *READER, end=end)
     screen.type("\n")
     wait_stopped(ours, command)
     screen.type("\n")
@@ -370,11 +429,41 @@ def test_who_reads_in_the_background_is_stopped_with_us_until_fg(screen):
 
 def test_a_stop_that_is_sent_to_the_job_stops_both(screen):
     ours, command = screen.shell().run("--", *READER)
-    os.kill(ours.outer, signal.SIGTSTP)
+    for word in ("once", "twice"):
+        poll(lambda: state(command) == "S", SECONDS, "COMMAND to read")         # else it may be its next read that stops it
+        os.kill(ours.outer, signal.SIGTSTP)
+        screen.wait_for("Stopped")
+        wait_stopped(ours, command)
+        screen.prompt()
+        screen.type("fg\n")
+        screen.reads(word)
+
+
+def test_a_command_that_stopped_while_we_were_stopped_goes_on_by_one_fg(screen):
+    """Its stop and the SIGCONT that takes it back come in one wake-up."""
+    ours, command = screen.shell().run("--", *READER)
+    screen.wait_foreground(command)
+    os.kill(ours.outer, signal.SIGSTOP)
     screen.wait_for("Stopped")
+    os.kill(command.outer, signal.SIGTSTP)              # before anything is typed: it reads still
     wait_stopped(ours, command)
     screen.prompt()
     screen.type("fg\n")
+    screen.reads("hello")
+
+
+def test_a_script_has_the_terminal_while_somebody_lets_command_stand_still(screen):
+    """Else its keys would go to a COMMAND that is stopped, and to nobody else."""
+    script = screen.namespace.script("script", "#!/bin/sh\n%s\n" % shlex.join([*PYTHON, str(PYINIT1), "--", *READER]))
+    screen.shell()
+    screen.type("%s\n" % script)
+    command = screen.started()
+    ours = Process(command.parent)
+    screen.wait_foreground(command)
+    os.kill(command.outer, signal.SIGSTOP)
+    wait_stopped(ours, command)
+    screen.wait_foreground(ours)
+    os.kill(ours.outer, signal.SIGCONT)
     screen.reads("hello")
 
 
@@ -415,6 +504,7 @@ def test_two_of_us_one_in_the_other_stop_and_go_on_together(screen):
         screen.reads(word)
         screen.type(CTRL_Z)
         screen.wait_for("Stopped")
+        wait_stopped(*screen.namespace.find(READER[0]))         # who reads still would take a key
         screen.prompt()
         screen.type("fg\n")
     screen.reads("three")
@@ -522,7 +612,7 @@ def test_who_reads_in_a_background_that_no_shell_knows_stays_stopped(screen):
     wait_stopped(command)
     before = busy_seconds(ours.outer)
     for _ in range(100):                # what is tested is that nothing happens
-        assert state(command) == "T" and state(ours) == "S"
+        assert state(command) == "T" and state(ours) in ("S", "R")
         time.sleep(0.01)
     assert busy_seconds(ours.outer) - before < 0.2
     os.kill(command.outer, signal.SIGKILL)
