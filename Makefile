@@ -44,7 +44,7 @@ soak: soak-needs ## N=200 machines that end at random, with what misbehaves; the
 faults: test-needs venv ## an exception at every line of pyinit1.py that is executed, one run each: half an hour
 	@PYINIT1_FAULTS=all $(PYTEST) -q tests/test_crash.py
 
-fuzz: test-needs ## N=1000 random schedules of signals, deaths, updates, crashes and ends, against a model (SEED=, JOBS=4, INIT=FILE): half an hour
+fuzz:           ## N=1000 random schedules of signals, deaths, updates, crashes and ends, against a model (SEED=, JOBS=4, INIT=FILE): ten minutes
 	@tests/fuzz.py --jobs $(or $(JOBS),4) $(if $(SEED),--seed $(SEED)) $(if $(INIT),--init '$(INIT)') $(or $(N),1000)
 
 interop: test-needs venv ## the tests over the real zinit-server, built once by cargo (5 minutes; Rust 1.88 or newer)

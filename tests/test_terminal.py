@@ -415,7 +415,10 @@ def test_in_the_background_it_ends_without_touching_the_terminal(screen):
 @pytest.mark.parametrize("end", [" &\n", " </dev/tty | cat &\n"], ids=["alone", "pipeline"])
 def test_who_reads_in_the_background_is_stopped_with_us_until_fg(screen, end):
     """By SIGTTIN, as any job: the shell says so, and `fg` is all that it takes."""
-    ours, command = screen.shell().run("--", *READER, end=end)
+    screen.shell().type(shlex.join([*PYTHON, str(PYINIT1), "--", *READER]) + end)
+    # It may read, and stop us, before we have logged that it is started.
+    command = poll(lambda: [each for each in screen.namespace.processes() if each.name == READER[0]], SECONDS, "COMMAND")[0]
+    ours = Process(command.parent)
     screen.type("\n")
     wait_stopped(ours, command)
     screen.type("\n")

@@ -245,7 +245,7 @@ echo text >/moved/data/text
 power_off
 """)
 def disk_moved(machine):
-    """200 mounts and more were moved into one another, so that mountinfo's order is wrong: that takes no pass for each of them."""
+    """200 mounts were moved into one another, so that the order in mountinfo is wrong: that takes no pass for each."""
     figure = expect_nothing_left(machine, MANY_SECONDS)
     expect_saved(machine, "text", "text\n")
     return figure
@@ -376,11 +376,11 @@ while True:
         os.fork()
     except OSError:
         os.close(os.open("/data/full", os.O_CREAT))
-        time.sleep(0.05)
+    time.sleep(0.05)        # forks that are under way at once can pass the limit by far, and would starve a slow machine
 """
 
 
-@scenario(disks=[DATA], words="PYINIT1_GRACE=2", changes=[files({"root/bomb": FORK_BOMB})], guest=DISK + """
+@scenario(disks=[DATA], words="PYINIT1_GRACE=2", memory=512, changes=[files({"root/bomb": FORK_BOMB})], guest=DISK + """
 read -r _ _ _ threads _ </proc/loadavg          # the fourth word is "running/all"
 echo $((${threads#*/} + 30)) >/proc/sys/kernel/threads-max
 python3 -IS /root/bomb &
@@ -389,7 +389,7 @@ power_off
 """)
 def disk_fork_bomb(machine):
     """A fork bomb that ignores SIGTERM does not outlive SIGKILL."""
-    return expect_killed(machine, r"pid \d+ python3, .* and \d+ more")
+    return expect_killed(machine, r"pid \d+ python3, .*")
 
 
 @scenario(disks=[DATA], words="PYINIT1_GRACE=2", memory=512, guest=DISK + """
