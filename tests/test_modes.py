@@ -177,6 +177,7 @@ def test_help_and_version_are_answered_on_stdout_with_0_and_nothing_is_started(t
     (["--check", "--", "sh", "-c", "x"], {}, 0, "^would start: sh$"),
     (["--check"], {"PYINIT1_SERVER": "/no/such/server"}, 1, "^problem: /no/such/server: not found$"),
     (["--check"], {"PYINIT1_SERVER": "/etc/passwd"}, 1, "^problem: /etc/passwd: not an executable file$"),
+    (["--check"], {"PYINIT1_SERVER": "./server"}, 1, "^problem: ./server: PYINIT1_SERVER: expected an absolute path$"),
     (["--check", "no-such-command"], {}, 1, "^problem: no-such-command: not found"),
 ])
 @pytest.mark.parametrize("plain", [False, True], ids=["container", "plain-process"])

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from helpers import RPC_LIMIT, SECONDS, SLACK, AtOnce, Namespace, Process, is_alive, poll
+from helpers import RPC_LIMIT, SECONDS, SLACK, AtOnce, Namespace, Process, is_alive, mutant, poll
 
 # What the first server does -> do its services go on with the same pids?
 VARIANTS = {
@@ -264,3 +264,21 @@ def test_a_soft_restart_says_what_it_does(namespace):
     namespace.kill(signal.SIGUSR1)
     namespace.server()
     assert re.search("^pyinit1: soft restart: ", namespace.log.text, re.M)
+
+
+# The server dies after PID 1 has answered SIGUSR1 and before it has read which services there are.
+DIES_MEANWHILE = ("        self.services.update({process.pid: process for process in children_of(",
+                  "        os.kill(self.server, signal.SIGKILL)\n"
+                  "        os.waitid(os.P_PID, self.server, os.WEXITED | os.WNOWAIT)\n"
+                  "        self.services.update({process.pid: process for process in children_of(")
+
+
+def test_a_server_that_dies_before_its_services_are_read_is_warned_of_as_any_other_death(namespace, tmp_path):
+    namespace.marked_service("web")
+    namespace.start(init=mutant(tmp_path, DIES_MEANWHILE))
+    namespace.server()
+    service, = namespace.settled()["web"]
+    namespace.kill(signal.SIGUSR1)
+    warning = namespace.wait_for("^pyinit1: services may run twice: the server died and left: (.*)$").group(1)
+    assert "pid %d " % service in warning
+    namespace.server()

@@ -506,6 +506,22 @@ def test_a_request_to_end_during_the_trial_goes_first(home, number):
     assert home.path.read_text() == generation(1)
 
 
+def test_a_file_offered_during_the_trial_is_the_next_update(home):
+    kept = start(home)
+    home.offer(generation(2, "if %s: time.sleep(1)\n" % ON_TRIAL))
+    home.namespace.kill(signal.SIGUSR2)
+    poll(lambda: nested(home.namespace), SECONDS, "the trial to start")
+    for suffix in (".new", ".new.sha256"):
+        home.beside(suffix).unlink()
+    home.offer(generation(3))
+    home.namespace.wait_for("^generation: 2$")
+    home.namespace.wait_for("^pyinit1: ready")
+    home.namespace.kill(signal.SIGUSR2)
+    home.namespace.wait_for("^generation: 3$")
+    home.namespace.wait_for("^pyinit1: ready")
+    untouched(home.namespace, kept)
+
+
 def test_a_soft_restart_asked_for_during_the_trial_is_done_after_the_update(namespace):
     home = Updatable(namespace)
     start_server(home)
