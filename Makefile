@@ -41,7 +41,7 @@ test: test-needs venv ## every test: pure functions, namespaces, Docker, and mac
 soak: soak-needs ## N=200 machines that end at random, with what misbehaves; their disks checked (SEED=, ARCH=, JOBS=2, INIT=FILE)
 	@vm-test/soak.py --arch $(ARCH) --jobs $(or $(JOBS),2) $(if $(SEED),--seed $(SEED)) $(if $(INIT),--init '$(INIT)') $(or $(N),200)
 
-faults: test-needs venv ## an exception at every line of pyinit1.py that is executed, one run each: half an hour
+faults: test-needs venv ## an exception at every line of pyinit1.py that is executed, one run each: 7 minutes
 	@PYINIT1_FAULTS=all $(PYTEST) -q tests/test_crash.py
 
 fuzz:           ## N=1000 random schedules of signals, deaths, updates, crashes and ends, against a model (SEED=, JOBS=4, INIT=FILE): ten minutes

@@ -8,6 +8,7 @@ import contextlib
 import importlib.machinery
 import importlib.util
 import os
+import pty
 import re
 import shlex
 import shutil
@@ -484,6 +485,35 @@ class Container:
         """docker exec in the background; -> Popen with its output as a pipe."""
         return subprocess.Popen(["docker", "exec", self.identity, *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT)
+
+
+class Keyboard:
+    """A command, an engine's say, on a terminal of ours, as somebody at a keyboard has it; use it in a with statement."""
+
+    def __init__(self, *argv):
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen(argv, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+        os.close(slave)
+        self.log = Lines(self.master, "the terminal")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+
+    def wait_for(self, pattern):
+        return self.log.wait_for(pattern, SECONDS)
+
+    def wait(self):
+        """Wait until the command has ended; -> its exit status."""
+        self.log.wait_end(SECONDS)
+        return self.process.wait(SECONDS)
 
 
 # ---- pyinit1.py as a module: ring 1

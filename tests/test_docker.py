@@ -6,7 +6,6 @@ through it, while Docker collects stdout and stderr by two pipes.
 """
 
 import os
-import pty
 import re
 import signal
 import statistics
@@ -15,7 +14,7 @@ import time
 
 import pytest
 
-from helpers import IMAGE, SECONDS, Container, Lines, Namespace, Process, build_image, docker, poll, why_no_docker
+from helpers import IMAGE, SECONDS, Container, Keyboard, Lines, Namespace, Process, build_image, docker, poll, why_no_docker
 
 PIG = "python3 -IS /guinea_pig.py"
 STOP_GOAL = 0.05            # s: docker stop of a prompt server, beyond the server's own time
@@ -63,35 +62,9 @@ def services(tmp_path):
     return configure
 
 
-class Terminal:
-    """A docker command with -it on a terminal of ours, as somebody at a keyboard has it; use it in a with statement."""
-
-    def __init__(self, *words):
-        self.master, slave = pty.openpty()
-        self.process = subprocess.Popen(["docker", *words], stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
-        os.close(slave)
-        self.log = Lines(self.master, "the terminal")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
-        os.close(self.master)
-
-    def type(self, text):
-        os.write(self.master, text.encode())
-
-    def wait(self):
-        """Wait until the command has ended; -> its exit status."""
-        self.log.wait_end(SECONDS)
-        return self.process.wait(SECONDS)
-
-
 def run_on_terminal(*options):
     """docker run -it of pyinit1.py with a kept server, which listens already."""
-    terminal = Terminal("run", "--interactive", "--tty", *options, IMAGE, "python3", "-IS", "/pyinit1.py", "--container")
+    terminal = Keyboard("docker", "run", "--interactive", "--tty", *options, IMAGE, "python3", "-IS", "/pyinit1.py", "--container")
     for pattern in ("^pyinit1: ready", "^server: ready"):
         terminal.log.wait_for(pattern, SECONDS)
         terminal.log.position = 0       # they come in any order
@@ -231,7 +204,7 @@ def test_ctrl_z_and_ctrl_backslash_neither_stop_nor_end_anything():
 
 def test_docker_stop_does_not_wait_for_a_shell_that_is_logged_in():
     """Interactive shells ignore SIGTERM: they get SIGHUP."""
-    with with_server() as container, Terminal("exec", "-it", container.identity, "sh") as shell:
+    with with_server() as container, Keyboard("docker", "exec", "-it", container.identity, "sh") as shell:
         shell.log.wait_for("[#$] ", SECONDS, partial=True)
         shell.type("echo logged $((1+1)) in\n")
         shell.log.wait_for("^logged 2 in$", SECONDS)
@@ -311,7 +284,7 @@ def test_read_only_container_without_any_place_for_a_socket_still_ends_in_order(
 def test_what_a_non_root_container_must_not_signal_costs_the_grace_and_no_more():
     """`docker exec --user 0` in a container of user 1000: kill(2) says EPERM."""
     with with_server("--user", "1000", *IN_TMP, words=("--container", "--grace", "1")) as container:
-        with Terminal("exec", "-it", "--user", "0", container.identity, "sh") as root:
+        with Keyboard("docker", "exec", "-it", "--user", "0", container.identity, "sh") as root:
             root.log.wait_for("# ", SECONDS, partial=True)
             assert container.stop("--time", "60") < 1 + PATIENCE
             status, text = ended(container)

@@ -12,7 +12,6 @@ import fcntl
 import functools
 import json
 import os
-import pty
 import re
 import shutil
 import signal
@@ -25,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import GUINEA_PIG, PYINIT1, SECONDS, AtOnce, Lines, docker, poll, signals_of, why_no_docker
+from helpers import GUINEA_PIG, PYINIT1, SECONDS, AtOnce, Keyboard, Lines, docker, poll, signals_of, why_no_docker
 
 import image
 import packages
@@ -234,28 +233,11 @@ class Box:
         return int(self("wait"))
 
 
-class Keyboard:
-    """A command of an engine on a terminal of ours; use it in a with statement."""
+class EngineKeyboard(Keyboard):
+    """A command of an engine on a terminal of ours."""
 
     def __init__(self, engine, *words):
-        self.master, slave = pty.openpty()
-        self.process = subprocess.Popen([*engine.argv, *words], stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
-        os.close(slave)
-        self.log = Lines(self.master, "the terminal")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
-        os.close(self.master)
-
-    def type(self, text):
-        os.write(self.master, text.encode())
-
-    def wait_for(self, pattern):
-        return self.log.wait_for(pattern, SECONDS)
+        super().__init__(*engine.argv, *words)
 
     def wait_raw(self):
         """Wait until the engine passes every key on."""
@@ -274,10 +256,6 @@ class Keyboard:
                     self.process.wait(0.2)
             return self.process.poll() is not None
         poll(let_go, SECONDS, "the engine to detach")
-
-    def wait(self):
-        self.log.wait_end(SECONDS)
-        return self.process.wait(SECONDS)
 
 
 # ---- scenarios: each with every engine
@@ -332,7 +310,7 @@ def signals(engine):
 
 def terminal(engine):
     """run -it: what is typed, ^Z, which nobody could undo, a new size, ^C."""
-    with Keyboard(engine, *engine.run_words("sh", "-c", READER, options=("--rm", "-it"))) as keyboard:
+    with EngineKeyboard(engine, *engine.run_words("sh", "-c", READER, options=("--rm", "-it"))) as keyboard:
         keyboard.wait_for("pyinit1: COMMAND started")
         keyboard.type("one\n")
         keyboard.wait_for("^read: one$")
@@ -346,7 +324,7 @@ def terminal(engine):
 
 def size(engine):
     """COMMAND gets one SIGWINCH for a new size, and the size."""
-    with Keyboard(engine, *engine.run_words(*PIG, "command", "-1", options=("--rm", "-it"))) as keyboard:
+    with EngineKeyboard(engine, *engine.run_words(*PIG, "command", "-1", options=("--rm", "-it"))) as keyboard:
         keyboard.wait_for("command: ready")
         keyboard.log.drain()
         before = keyboard.log.text.count("got SIGWINCH")
@@ -361,7 +339,7 @@ def attach(engine):
     """A shell in the background: attach, detach, attach again; it goes on all the while, and its exit is the container's."""
     with Box(engine, "sh", options=("-it",)) as box:
         for number in (3, 4):
-            with Keyboard(engine, "attach", box.identity) as keyboard:
+            with EngineKeyboard(engine, "attach", box.identity) as keyboard:
                 keyboard.type(CTRL_C + "echo is $((%d*%d))\n" % (number, number))
                 keyboard.wait_for("is %d$" % (number * number))
                 keyboard.type(CTRL_C + "echo again $((1+1))\n")
@@ -424,7 +402,7 @@ def serves(service, engine):
 def interrupted(service, engine):
     """attach to it, and ^C: its terminal works."""
     with Box(engine, *service.words, options=("-it",), ready=service.ready) as box:
-        with Keyboard(engine, "attach", box.identity) as keyboard:
+        with EngineKeyboard(engine, "attach", box.identity) as keyboard:
             keyboard.wait_raw()
             keyboard.type(CTRL_C)               # once: a second one is no more in order to redis
             keyboard.wait()
