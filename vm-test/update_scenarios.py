@@ -7,7 +7,7 @@ import disks
 import image
 from disk_scenarios import DATA, DISK, ROOT, SYNCED_DATA, expect_nothing_left, expect_saved
 from machine import Failure
-from scenarios import expect, files, scenario, services
+from scenarios import expect, expect_end, files, scenario, services
 
 LAST = '\nif __name__ == "__main__":\n'         # pyinit1.py's last statement begins so
 
@@ -344,3 +344,25 @@ def pids_come_round(machine):
         raise Failure("confused", "the server ended %d times" % machine.console.text.count("pyinit1: server ended: "))
     expect_saved(machine, "text", "text\n")
     return figure
+
+
+@scenario(server="zinit", words="RUST_LOG=warn",
+          changes=[CRASH, services(web="echo $$ >>/run/web; exec sleep 10000", scenario="exec /bin/sh /etc/rc.scenario")], guest="""
+crash() { touch /run/crash; kill -40 1; wait_until [ ! -e /run/crash ]; }
+wait_until [ -s /run/web ]
+server=$(pidof zinit-server)
+say server $server
+crash
+wait_until grep -q adopt-server /proc/1/cmdline
+check "the server is the same" same "$(pidof zinit-server)" "$server"
+check "the server is ours" same "$(field $server 4)" 1
+check "web ran once" same "$(wc -l </run/web)" 1
+check "web is the server's" same "$(field "$(cat /run/web)" 4)" "$server"
+power_off
+""")
+def zinit_crash(machine):
+    """PID 1 crashes over the real zinit-server: server and service go on, and are stopped in order at the power-off."""
+    server = expect(machine, r"^vm-test: server (\d+)$")[1]
+    expect(machine, "pyinit1: crashed: RuntimeError: on purpose: at ", "pyinit1: taken over: server: pid %s" % server,
+           "pyinit1: server ended: pid %s: exit status 0" % server)
+    expect_end(machine, "RB_POWER_OFF")
