@@ -170,11 +170,12 @@ ACTIONS = {
     signal.SIGILL: FAULT, signal.SIGTRAP: FAULT, signal.SIGSYS: FAULT,
 }  # fmt: skip
 
-# For each ending: reboot(2)'s command by its name and number, <sys/reboot.h>, and the signal that asks PID 1 for it.
+# For each ending: reboot(2)'s command by its name and number, <sys/reboot.h>, the signal that asks PID 1 for it, and what
+# does the same by way of Documentation/admin-guide/sysrq.rst, where we have no ctypes: nothing for a halt, which parking is.
 ENDINGS = {
-    POWER_OFF: ("RB_POWER_OFF", 0x4321FEDC, 38),
-    REBOOT: ("RB_AUTOBOOT", 0x01234567, 39),
-    HALT: ("RB_HALT_SYSTEM", 0xCDEF0123, 37),
+    POWER_OFF: ("RB_POWER_OFF", 0x4321FEDC, 38, b"o"),
+    REBOOT: ("RB_AUTOBOOT", 0x01234567, 39, b"b"),
+    HALT: ("RB_HALT_SYSTEM", 0xCDEF0123, 37, b""),
 }
 
 
@@ -185,7 +186,7 @@ def action_for(number):
 
 def in_order(numbers):
     """The signals of one wake-up in the order in which they are answered."""
-    return [number for number in ACTIONS if number in numbers] + sorted(numbers - ACTIONS.keys())
+    return [number for number in ACTIONS if number in numbers] + sorted(set(numbers) - ACTIONS.keys())
 
 
 SIGNAL_NUMBERS = {name: number for name, number in vars(signal).items() if name[:3] == "SIG" and "_" not in name}
@@ -917,7 +918,10 @@ def failure_code(why):
 
 
 def run_child(argv, prepare, report):
-    """The child's side of spawn(). Never returns."""
+    """What the child of Init.fork_server() does: become argv in the environment prepare(). Never returns.
+
+    Why it could not goes to the descriptor `report`, which exec closes.
+    """
     code = 126
     log.late.clear()  # the parent writes those
     try:
@@ -930,33 +934,9 @@ def run_child(argv, prepare, report):
     except Exception as why:
         code = failure_code(why)
         text = f"{getattr(why, 'filename', None) or repr(argv[0])}: {getattr(why, 'strerror', None) or why}"
-        os.write(report, text.encode("utf-8", "surrogateescape"))
+        write_alone(report, text.encode("utf-8", "surrogateescape"), shared=False)
     finally:
         os._exit(code)
-
-
-def spawn(argv, prepare):
-    """Start a child that becomes argv in the environment prepare(). -> (pid, read end of its report). Raises OSError.
-
-    The report is empty if exec worked, and says why it did not otherwise. Nobody waits for it: the loop reads it.
-    """
-    read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    # Blocked around fork: a handler of ours that ran in the child would swallow the signal, and wake the parent.
-    mask, pid = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()), -1
-    try:
-        pid = os.fork()
-        if pid == 0:
-            run_child(argv, prepare, write_end)
-        os.close(write_end)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return pid, read_end
-    except BaseException:
-        if pid > 0:
-            kill(pid, signal.SIGKILL)  # nobody would know of it
-        for fd in (read_end, write_end):
-            step("close", os.close, fd)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        raise
 
 
 def given_descriptors():
@@ -1419,15 +1399,23 @@ def bring_back(path):
 
 # ---- the last things: they work without the loop, and are met again in Init
 
+def ask_kernel(requests):
+    """Documentation/admin-guide/sysrq.rst: `s` syncs, `u` remounts read-only, `o` and `b` end the machine: the kernel does, not we."""
+    for request in requests:
+        step(SYSRQ, os.write, held.get(SYSRQ, -1), request)
+
+
 def try_reboot(how):
     """reboot(2) as one of ENDINGS asks for it. Returns only if that fails."""
-    name, command, _ = ENDINGS[how]
+    name, command, _, request = ENDINGS[how]
     log.info(f"the end: reboot(2): {name}")
     log.drain()
     try:
         reboot(command)
     except OSError as why:
         log.error(f"reboot(2) failed: {name}: {why.strerror}")
+        if why.errno == errno.ENOSYS:
+            ask_kernel([request])
 
 
 def reap_all():
@@ -1464,12 +1452,6 @@ def limit_threads():
     """Let there be MORE_THREADS besides those that there are, and no more: a fork bomb only replaces its own."""
     now = int(read_held(LOADAVG).split()[3].partition(b"/")[2])  # proc(5): running/all
     os.pwrite(held[THREADS_MAX], b"%d\n" % (now + MORE_THREADS), 0)
-
-
-def ask_kernel(requests):
-    """Documentation/admin-guide/sysrq.rst: `s` syncs, `u` remounts read-only, in the kernel and not in us."""
-    for request in requests:
-        step(SYSRQ, os.write, held.get(SYSRQ, -1), request)
 
 
 def hurry(how):
@@ -1538,7 +1520,7 @@ class Init:
         self.stopped = 0  # the signal that stopped COMMAND, until that is answered
         self.answering = 0  # the signal that is being answered
         self.wakeup = None  # read end of the pipe that signals write to
-        self.pending = set()  # signals that came and are not answered yet
+        self.pending = {}  # signals that came and are not answered yet; see listen()
         self.interrupts = []  # when the last SIGINTs came, time.monotonic()
         self.restart = False  # a soft restart was asked for
         self.request = None  # the first of ENDINGS that was asked for
@@ -1549,18 +1531,23 @@ class Init:
     # -- the loop
 
     def listen(self):
-        """Put the handlers in and unblock: from here on signals are answered."""
+        """Put the handler in and unblock: from here on signals are answered.
+
+        The handler is setdefault(number, frame) of `pending`: no statement of ours, so none of ours can fail in it and lose
+        the signal. The pipe's bytes only wake us: it drops them when it is full; `pending` does not.
+        """
         self.wakeup, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        handlers = {FAULT: signal.SIG_DFL, UNHEARD: self.note if self.forwards else signal.SIG_IGN}
+        handler = self.pending.setdefault
+        handlers = {FAULT: signal.SIG_DFL, UNHEARD: handler if self.forwards else signal.SIG_IGN}
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            signal.signal(number, handlers.get(action_for(number), self.note))
-        self.pending.add(signal.SIGCHLD)  # who died before has sent nothing
+            signal.signal(number, handlers.get(action_for(number), handler))
+        self.look_for_children()  # who died before has sent nothing
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
-    def note(self, number, _frame):
-        """The one signal handler. The pipe's bytes only wake us: it drops them when it is full; this set does not."""
-        self.pending.add(number)
+    def look_for_children(self):
+        """Reap in the next turn, though no SIGCHLD came."""
+        self.pending[signal.SIGCHLD] = None
 
     def turn(self, deadline=None, fd=None, events=0):
         """One turn of the loop: sleep until a signal, the deadline (time.monotonic()) or `fd`; reap; answer.
@@ -1570,7 +1557,7 @@ class Init:
         ready = self.sleep(deadline, fd, events)
         for number in in_order(self.pending):  # after the pipe was drained: what comes now wakes the next turn
             self.answering = number
-            self.pending.discard(number)
+            self.pending.pop(number, None)
             if number == signal.SIGCHLD:
                 self.reap()
             else:
@@ -1640,7 +1627,7 @@ class Init:
                 self.helpers[pid] = status
             elif tell:
                 tell(f"orphan reaped: pid {pid}: {how_it_ended(status)}")
-        self.pending.add(signal.SIGCHLD)  # there may be more: signals and deadlines first
+        self.look_for_children()  # there may be more: signals and deadlines first
         return False
 
     def server_ended(self, status):
@@ -1700,9 +1687,9 @@ class Init:
         if handler is not None:
             signal.signal(number, handler)
         self.terminal, stopped = foreground_terminal(), signal.SIGCONT in self.pending
-        self.pending.discard(signal.SIGCONT)  # COMMAND gets its own next; this one, forwarded later, would undo the next ^Z
-        for each in in_order(self.pending - {signal.SIGCHLD}):  # SIGTERM, say: before COMMAND may stop again
-            self.pending.discard(each)
+        self.pending.pop(signal.SIGCONT, None)  # COMMAND gets its own next; this one, forwarded later, would undo the next ^Z
+        for each in in_order(self.pending.keys() - {signal.SIGCHLD}):  # SIGTERM, say: before COMMAND may stop again
+            self.pending.pop(each, None)
             self.answer(each)
         return stopped
 
@@ -1807,6 +1794,7 @@ class Init:
             self.leaving, self.services = None, {pid: each for pid, each in self.services.items() if is_our_child(pid)}
         if "memfd" in state:
             os.close(state.pop("memfd"))
+        self.close_given()
         log.info(f"taken over: {self.what}: pid {self.server}")
         return True
 
@@ -1817,7 +1805,7 @@ class Init:
         recent = [crash for crash in self.crashes if time.monotonic() - crash < CRASHES_WITHIN]
         patient = not after_crash or len(recent) < PATIENT_CRASHES  # recover() adds this crash later
         again = {self.answering} if patient and self.answering else set()
-        for number in self.pending | again:
+        for number in self.pending.keys() | again:
             os.kill(os.getpid(), number)
         state = {name: getattr(self, name) for name in HANDED_OVER}
         state.update(services=list(self.services), restart=self.restart and patient)
@@ -1849,7 +1837,7 @@ class Init:
             log.error(f"self-update: re-exec: {why.strerror}: the old file comes back")
             self.probation = 0.0
             done_in_time("self-update: the old file", lambda: bring_back(OWN_PATH), UPDATE_LIMIT)
-            self.pending.add(signal.SIGCHLD)  # that may have taken one that was not its own
+            self.look_for_children()  # that may have taken one that was not its own
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
@@ -1902,13 +1890,37 @@ class Init:
             argv = self.command or server_argv(
                 find_server(os.environ), os.environ, self.options["log-level"], self.mode)  # fmt: skip
             self.started = " ".join(argv)
-            self.server, self.report = spawn(argv, self.prepare)
+            self.fork_server(argv)
         except OSError as why:
             give_up = self.once and self.started_at >= self.give_up_at
             self.not_started(f"{why.filename or 'fork'}: {why.strerror}", again=not give_up)
             self.status = 126 if self.once else 0
             if give_up:
                 self.request = POWER_OFF
+        self.close_given()
+
+    def fork_server(self, argv):
+        """fork(2) the server or COMMAND. Raises OSError. Nobody waits for its exec: the loop reads its report.
+
+        Its pid is noted in the statement that forks, so that after a crash of ours it is taken over, not started again.
+        """
+        self.report, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        # Blocked around fork: a handler of ours that ran in the child would swallow the signal, and wake the parent.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self.server = os.fork()
+            if self.server == 0:
+                run_child(argv, self.prepare, write_end)
+        except OSError:
+            os.close(self.report)
+            self.report = None
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            os.close(write_end)
+
+    def close_given(self):
+        """COMMAND run once has its own copies of the descriptors that we were given: ours would keep pipes open."""
         while self.once and self.server is not None and self.given:
             os.close(self.given.pop())
 
@@ -2427,17 +2439,21 @@ def quietly(deed, *arguments):
         return False
 
 
+def count_crash(state):
+    """Add this crash to the recent ones."""
+    now = time.monotonic()
+    state["crashes"] = [crash for crash in state.get("crashes", ()) if now - crash < CRASHES_WITHIN] + [now]
+
+
 def recover(state, vm):
     """After a crash: re-exec, with the file from before an update if that was recent. Returns if nothing can help.
 
     Raises what went wrong, and may not do so again.
     """
-    now = time.monotonic()
-    state["crashes"] = [crash for crash in state.get("crashes", ()) if now - crash < CRASHES_WITHIN] + [now]
-    if len(state["crashes"]) > CRASHES:
+    if len(state.get("crashes", ())) > CRASHES:
         log.error(f"crashed {CRASHES + 1} times within {CRASHES_WITHIN:g} s")
         return
-    if now < state.get("probation", 0.0):
+    if time.monotonic() < state.get("probation", 0.0):
         quietly(log.error, "self-update: a crash: the old file comes back")
         if done_in_time("the old file", lambda: bring_back(OWN_PATH), UPDATE_LIMIT):
             state["probation"] = 0.0
@@ -2455,7 +2471,10 @@ def go_on(why, vm, state, init):
     if init and not state:
         state = {"server": init.server, "request": init.request}
         quietly(lambda: state.update(init.hand_over(after_crash=True)))
-    if state and not state.get("releasing"):
+    if state.get("releasing"):  # our own file may be gone: all of it once more, without the loop
+        quietly(done_in_time, "the end: disks", Release((), -1).run, DISKS_LIMIT)
+    elif state:
+        quietly(count_crash, state)
         quietly(recover, state, vm) or quietly(recover, state, vm)  # what fails in there once
     quietly(log.drain)
     if vm:

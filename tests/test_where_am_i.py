@@ -94,7 +94,7 @@ def as_pid(monkeypatch, pid):
 
 def test_reboot_is_refused_to_all_but_pid_1(monkeypatch):
     done = as_pid(monkeypatch, 7)
-    for command in [command for _, command, _ in pyinit1.ENDINGS.values()] + [pyinit1.RB_DISABLE_CAD]:
+    for command in [command for _, command, *_ in pyinit1.ENDINGS.values()] + [pyinit1.RB_DISABLE_CAD]:
         with pytest.raises(PermissionError):
             pyinit1.reboot(command)
     assert done == []
