@@ -2431,12 +2431,14 @@ def report_crash(why, vm):
 
 
 def quietly(deed, *arguments):
-    """Do one thing in the handler of an exception: what it raises must not stop what comes after it. -> was it done?"""
-    try:
-        deed(*arguments)
-        return True
-    except BaseException:
-        return False
+    """Do one thing in the handler of an exception, and once more if it fails: that stops nothing else. -> was it done?"""
+    for _ in range(2):
+        try:
+            deed(*arguments)
+            return True
+        except BaseException:
+            pass
+    return False
 
 
 def count_crash(state):
@@ -2448,7 +2450,7 @@ def count_crash(state):
 def recover(state, vm):
     """After a crash: re-exec, with the file from before an update if that was recent. Returns if nothing can help.
 
-    Raises what went wrong, and may not do so again.
+    Raises what went wrong.
     """
     if len(state.get("crashes", ())) > CRASHES:
         log.error(f"crashed {CRASHES + 1} times within {CRASHES_WITHIN:g} s")
@@ -2475,7 +2477,7 @@ def go_on(why, vm, state, init):
         quietly(done_in_time, "the end: disks", Release((), -1).run, DISKS_LIMIT)
     elif state:
         quietly(count_crash, state)
-        quietly(recover, state, vm) or quietly(recover, state, vm)  # what fails in there once
+        quietly(recover, state, vm)
     quietly(log.drain)
     if vm:
         quietly(load_libc)

@@ -17,10 +17,12 @@ from updating import Updatable, from_here, generation, inject, let_go, quiet
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="not root: every folder has an owner who is neither root nor us")
 
 ALWAYS, SOMETIMES = "1+1", "1+3"        # strace's when=FIRST+STEP, counted for each process and call
+ONCE = "1"                              # in PID 1 alone: nobody's start survives it
 STOP_TIMEOUT, GRACE = 2, 1
 LIMIT = STOP_TIMEOUT + GRACE + SLACK    # what the end may take
 
 FORK, OPEN, WAIT = "clone,clone3,fork,vfork", "open,openat", "wait4,waitid"
+WRITE_LOG = "write,pwritev2"            # where the log goes, and nowhere else: a pipe of our own, that wakes us, does not fail
 FAULTS = [
     # call, error, when
     *((FORK, error, when) for error in ("EAGAIN", "ENOMEM") for when in (ALWAYS, SOMETIMES)),
@@ -29,9 +31,11 @@ FAULTS = [
     *(("pipe2", error, when) for error in ("EMFILE", "ENFILE") for when in (ALWAYS, SOMETIMES)),
     *(("socket", error, when) for error in ("EMFILE", "ENFILE", "ENOMEM") for when in (ALWAYS, SOMETIMES)),
     *(("connect,sendto,recvfrom", error, when) for error in ("ECONNREFUSED", "EAGAIN", "EPERM", "EINTR") for when in (SOMETIMES,)),
-    ("read", "EINTR", SOMETIMES), ("write", "EINTR", SOMETIMES), (WAIT, "EINTR", SOMETIMES),
+    ("read", "EINTR", SOMETIMES), *(("read", error, ONCE) for error in ("EIO", "ENOMEM", "EAGAIN")),
+    ("write", "EINTR", SOMETIMES), *((WRITE_LOG, error, ALWAYS) for error in ("EAGAIN", "ENOSPC", "EIO", "EPERM")),
+    (WAIT, "EINTR", SOMETIMES), *((WAIT, error, ONCE) for error in ("ENOMEM", "EPERM", "ENOSYS")),
     *(("kill", error, when) for error in ("EPERM", "ESRCH") for when in (ALWAYS, SOMETIMES)),
-    ("poll", "EINTR", SOMETIMES),
+    ("poll", "EINTR", SOMETIMES), *(("poll", error, ONCE) for error in ("ENOMEM", "EAGAIN")),
     *(("getdents64", error, ALWAYS) for error in ("EIO", "ENOENT")),
     *(("setpgid", error, ALWAYS) for error in ("EPERM", "EACCES")), ("chdir", "ENOENT", ALWAYS),
     ("unshare", "ENOSYS", ALWAYS), ("memfd_create", "ENOSYS", ALWAYS), ("memfd_create", "EMFILE", ALWAYS), ("prctl", "ENOSYS", ALWAYS),
@@ -41,7 +45,7 @@ FAULTS = [
 
 def name_of(fault):
     call, error, when = fault
-    return "%s-%s-%s" % (call.partition(",")[0], error, {ALWAYS: "always", SOMETIMES: "sometimes"}[when])
+    return "%s-%s-%s" % (call.partition(",")[0], error, {ALWAYS: "always", SOMETIMES: "sometimes", ONCE: "once"}[when])
 
 
 def taken(namespace):
@@ -59,7 +63,8 @@ def live(fault, directory):
         server = namespace.server()
         namespace.settled()
         quiet(namespace)
-        tracer = inject(namespace.init, ["-f", "-e", "trace=" + call, "-e", "inject=%s:error=%s:when=%s" % (call, error, when)])
+        options = ["-f"] * (when != ONCE) + ["-P", os.readlink("/proc/%d/fd/2" % namespace.init)] * (call == WRITE_LOG)
+        tracer = inject(namespace.init, [*options, "-e", "trace=" + call, "-e", "inject=%s:error=%s:when=%s" % (call, error, when)])
         try:
             namespace.kill(signal.SIGHUP)
             taken(namespace)
