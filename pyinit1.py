@@ -94,20 +94,21 @@ STOP_TIMEOUT = 30.0  # default: the server or COMMAND, from the request to end t
 GRACE = 10.0  # default: everything else, from SIGTERM to SIGKILL
 RESPAWN_DELAY = 1.0  # from the server's death to the next start
 LISTEN_LIMIT = 5.0  # from the server's start until a missing socket means that there will be none
-TIDY_AFTER = 1.0  # COMMAND's start goes before giving memory back
+TIDY_AFTER = 1.0  # from COMMAND's start until memory is given back, which takes its time
 RPC_LIMIT = 5.0  # one request to the server: connecting and answering together
 RESTART_LIMIT = 5.0  # soft restart: the server's exit after it was asked; then the same for services it left
 KILL_WAIT = 0.5  # reaping after SIGKILL; who is still there sleeps uninterruptibly
-FORK_LIMIT = 5.0  # COMMAND run once: from the first fork(2) that is refused until we give up
+FORK_LIMIT = 5.0  # COMMAND run once: from our start until we give up if fork(2) is refused
 DISKS_LIMIT = 10.0  # sync(2), unmounting, remounting and freezing, of all disks together
 SLOW_LIMIT = 300.0  # the most that DISKS_LIMIT grows to while disks still move data
-STUCK_AFTER = 2.0  # no disk has moved data for so long during one call: its child is left behind, and a new one skips that call
+STUCK_AFTER = 2.0  # a call that takes so long, while no disk moves data, is stuck
 LOOK_AT_DISKS = 0.5  # between two looks whether they do
 UPDATE_LIMIT = 10.0  # a new file's checks, its trial start and its way to the disk
-TRIAL_LIMIT = 5.0  # the trial start of a file of ours
+TRIAL_LIMIT = 5.0  # the trial start of a new file of ours
+RECOVERY_LIMIT = 15.0  # the same after a crash: who takes longer has a dead disk, and a re-exec would never come back
 PROBATION = 60.0  # for so long after an update a crash brings the old file back
 CRASHES, CRASHES_WITHIN = 5, 60.0  # so many crashes of ours within so many seconds lead to a re-exec
-PATIENT_CRASHES = 2  # so many crashes keep what was under way; the next one gives it up, as it may be the cause
+PATIENT_CRASHES = 2  # so many recent crashes keep the signal and the soft restart that were under way; the next one gives them up
 SERVER_DEATHS = 3  # a server that was updated may die so often within PROBATION; then the old one comes back
 LOCK_LIMIT = 1.0  # reading our own pages, before the end
 HURRY_LIMIT = 2.0  # sync(2) when nobody wants to wait any more
@@ -119,8 +120,8 @@ LONGEST_SLEEP = 86400.0  # poll(2) takes its timeout in an int of milliseconds
 
 LATE_LINES = 100  # log lines that are kept for a slow reader
 LINE_BYTES = 900  # of one log line: /dev/kmsg takes less than 1 kB
-ANSWER_BYTES = 1 << 22  # of the server's answer: 100 and a service, each with its name
-MORE_THREADS = 64  # than there are when the end begins; a fork bomb gets no more
+ANSWER_BYTES = 1 << 22  # of the server's answer: enough for thousands of services
+MORE_THREADS = 500  # than there are when the end begins; a fork bomb gets no more
 NAMES = 20  # processes named in one line
 OWN_BYTES, SERVER_BYTES = 1 << 20, 1 << 28  # the largest file that an update takes: ours, the server's
 REAP_AT_ONCE = 1000  # children reaped before signals and deadlines are looked at again
@@ -154,7 +155,7 @@ AF_INET, SOCK_DGRAM = 2, 2  # <bits/socket.h>
 
 POWER_OFF, REBOOT, HALT = "power off", "reboot", "halt"
 SOFT_RESTART, SELF_UPDATE, REAP = "soft restart", "self-update", "reap"
-UNHEARD, FAULT, OTHER = "ignored by the kernel", "no handler", "ignored"
+UNHEARD, FAULT, OTHER = "ignored: SIG_IGN", "no handler", "ignored"
 
 # Of two signals in one wake-up the one that stands first here is answered first.
 # 37, 38 and 39 are systemd's halt, power off and reboot, whatever number SIGRTMIN has in this libc.
@@ -244,7 +245,8 @@ def is_ready(fd, events, seconds=0.0):
 def write_alone(fd, data, shared):
     """write(2) that does not block; the SIGPIPE and such that it causes is taken away, as it is no request from outside.
 
-    `shared`: others write there, too, and may have taken the room that poll(2) saw. -> bytes done with: all if they never can be.
+    `shared`: others write there, too, and may have taken the room that poll(2) saw. -> how many bytes are done with: all
+    of them where they never can be written.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS_OF_WRITE)
     try:
@@ -466,7 +468,7 @@ def ioctl(path, request):
 
 
 def kill(pid, number):
-    """kill(2); -> whether there was anybody to signal. A refusal is logged: we may be PID 1 without being root."""
+    """kill(2); -> whether there was anybody, whom we may not signal included. That is logged: we may be PID 1 without being root."""
     try:
         if pid == -1 and os.getpid() != 1:
             raise OSError(errno.EPERM, "only PID 1 may")
@@ -894,14 +896,17 @@ def interpreter_of(path):
     return os.fsdecode(next(filter(None, words), b"")) if line.startswith(b"#!") else "the loader"
 
 
-def exec_command(argv, env):
-    """Become argv[0], looked up on PATH as execvp(3) does. Returns never; raises OSError."""
+def exec_command(argv, env, is_script):
+    """Become argv[0], looked up on PATH as execvp(3) does. Returns never; raises OSError.
+
+    What is no program, and has no `#!`, is a script for /bin/sh if `is_script` says that it may be one.
+    """
     failure = FileNotFoundError(errno.ENOENT, "not found", argv[0] or "''")
     for path in candidates(argv[0], env):
         try:
             os.execve(path, argv, env)
         except OSError as why:
-            if why.errno == errno.ENOEXEC:  # no `#!`: a script, as for every shell; an empty one too
+            if why.errno == errno.ENOEXEC and is_script:  # as for every shell; an empty one too
                 os.execve("/bin/sh", ["/bin/sh", path, *argv[1:]], env)
             if why.errno == errno.EACCES:
                 failure = OSError(errno.EACCES, "is a directory" if os.path.isdir(path) else "not executable", path)
@@ -917,8 +922,8 @@ def failure_code(why):
     return 127 if getattr(why, "errno", None) in (errno.ENOENT, errno.ENOTDIR) else 126
 
 
-def run_child(argv, prepare, report):
-    """What the child of Init.fork_server() does: become argv in the environment prepare(). Never returns.
+def run_child(become, report):
+    """What the child of Init.fork_server() does: become(report), which is not to return. Never returns.
 
     Why it could not goes to the descriptor `report`, which exec closes.
     """
@@ -928,12 +933,10 @@ def run_child(argv, prepare, report):
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_DFL)
-        env = prepare()
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # not before the handlers are gone
-        exec_command(argv, env)
+        become(report)
     except Exception as why:
         code = failure_code(why)
-        text = f"{getattr(why, 'filename', None) or repr(argv[0])}: {getattr(why, 'strerror', None) or why}"
+        text = f"{getattr(why, 'filename', None) or 'exec'}: {getattr(why, 'strerror', None) or why}"
         write_alone(report, text.encode("utf-8", "surrogateescape"), shared=False)
     finally:
         os._exit(code)
@@ -951,20 +954,29 @@ def given_descriptors():
     return found
 
 
+def may_read(fd):
+    """May our process group read from this terminal? Asked by a read(2) of nothing, which from the background says EIO."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTIN])
+    own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)  # another reader shall not make us wait
+    try:
+        return os.read(own, 0) == b""
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(own)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def foreground_terminal():
     """The descriptor of the terminal in whose foreground our process group is, or None."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTIN])
-    found = None
     for fd in (0, 1, 2):
         try:
-            # Group 0 is any group of outside our PID namespace: there a read(2) of nothing, from the background, says EIO.
-            if os.tcgetpgrp(fd) == os.getpgrp() and (os.getpgrp() or os.read(fd, 0) == b""):
-                found = fd
-                break
+            # A group of outside our PID namespace has the number 0 for us, whichever it is: ours may be another one.
+            if os.tcgetpgrp(fd) == os.getpgrp() and (os.getpgrp() or may_read(fd)):
+                return fd
         except OSError:
             pass
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    return found
+    return None
 
 
 def set_foreground(fd, group):
@@ -986,23 +998,26 @@ def is_our_child(pid):
         return False
 
 
-def start_helper(what, deed):
+# A helper's exit status. NOT_NEEDED: deed() returned False, as there was nothing to do. UNSAID: it could not even log why.
+DONE, REFUSED, FAILED, UNSAID, NOT_NEEDED = range(5)
+
+
+def start_helper(what, deed, helpers):
     """fork(2) a child that does deed(), which may block; -> its pid. Raises OSError.
 
-    Its exit status: 0 if it was done; else it logs why: 1 if deed() said no, by ValueError, 2 if it could not be done.
-    Any other one says that it could not even log that.
+    `helpers` has None for its pid from the statement that forks: it is known whatever happens to us then. Its exit status is
+    one of those above: it logs why it was REFUSED, by ValueError, or FAILED.
     """
-    pid = os.fork()
+    helpers[(pid := os.fork())] = None
     if pid == 0:
-        code = 3
+        code = UNSAID
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # our handlers mean nothing in here
             log.late.clear()  # the parent writes those
-            deed()
-            code = 0
+            code = NOT_NEEDED if deed() is False else DONE
         except BaseException as why:
             log.error(f"{what}: {why}" if isinstance(why, (OSError, ValueError)) else f"{what}: {type(why).__name__}: {why}")
-            code = 1 if isinstance(why, ValueError) else 2
+            code = REFUSED if isinstance(why, ValueError) else FAILED
         finally:
             log.drain()
             os._exit(code)
@@ -1181,7 +1196,7 @@ def rpc_result(line, kind):
     import json  # loaded by load_the_rest
 
     try:
-        answer = json.loads(line)
+        answer = json.loads(line.decode())  # bytes may be any encoding to json, which would be imported now
     except (ValueError, RecursionError):
         raise ValueError(f"answered no JSON: {line[:60]!r}") from None
     if not isinstance(answer, dict) or answer.get("id") != 1 or not isinstance(answer.get("result"), kind):
@@ -1219,6 +1234,12 @@ def listed_pids(services):
 # ---- re-exec: this process starts its file anew; server, orphans, statuses, descriptors and pending signals stay
 
 OWN_PATH = os.path.realpath(__file__)
+OWN_IDENTITY = file_identity(OWN_PATH)  # of the file that we are
+
+
+def environment():
+    """Our environment as execve(2) takes it: a kernel's word "=x" has no name, which is EINVAL."""
+    return {name: value for name, value in os.environ.items() if name}
 
 
 def reexec(path, words, state):
@@ -1237,7 +1258,7 @@ def reexec(path, words, state):
             words = words[2:]
         server = state["server"] or 0
         argv = [python, *(["-" + flags] if flags else []), path, "--adopt-server", f"{server}:{fd}", *words]
-        os.execve(python, argv, os.environ)
+        os.execve(python, argv, environment())
     finally:
         os.close(fd)
 
@@ -1248,12 +1269,14 @@ def handed_over(words):
     {} if there is no such child of ours: a kernel's words may say anything.
     """
     try:
-        pid = 0
         pid, fd = parse_adopted(words[1]) if words[:1] == ["--adopt-server"] else (0, None)
+    except (IndexError, ValueError):
+        return {}
+    try:
         state = dict(marshal.loads(os.pread(fd, os.fstat(fd).st_size, 0)))
         os.set_inheritable(fd, False)
         return dict(state, memfd=fd)  # stays open until all is taken over: after a crash before that it is read again
-    except (IndexError, TypeError, ValueError, EOFError, OSError):
+    except (TypeError, ValueError, EOFError, OSError):
         return {"server": pid} if pid and is_our_child(pid) else {}
 
 
@@ -1268,10 +1291,43 @@ def go_with_parent():
 TRIED = b"pyinit1: trial: ready\n"  # what a file that is tried says, whatever its log level
 
 
-def trial_start(path, words):
-    """Start the file with `words` in a PID namespace of its own, where that is allowed; it takes over a child, and has to get ready.
+NOWHERE = "/trial"  # no file, no socket
 
-    For a child of ours, and it goes with that one. Raises OSError, and ValueError with the last line that it wrote.
+
+def trial_words(vm):
+    """Our words, for a trial start: a kernel's mean nothing outside a VM; what is tried has no COMMAND that it could start."""
+    if vm:
+        return []
+    command = parse_args(sys.argv[1:], {})[0]["command"]
+    return sys.argv[1 : len(sys.argv) - len(command)] + [NOWHERE] * bool(command)
+
+
+def become_tried(path, words, write_end):
+    """In a child: become the file that is tried; its log goes to `write_end`. A child of its own stands for the server."""
+    go_with_parent()
+    server = os.fork()
+    if server == 0:
+        go_with_parent()
+        os.close(write_end)
+        signal.sigwait([signal.SIGTERM])
+        os._exit(0)
+    os.dup2(write_end, 2)
+    for name, _ in TIMES.values():
+        os.environ.pop(name, None)  # of a bad one a VM complains; outside, where this is, it would be refused
+    os.environ.update(PYINIT1_SERVER=NOWHERE, ZINIT_SOCKET=NOWHERE)  # if it takes over nobody, it shall disturb nobody
+    try:
+        reexec(path, words, {"server": server, "trial": True})
+    except Exception as why:
+        os.write(2, str(why).encode())
+    finally:
+        os._exit(1)
+
+
+def trial_start(path, words, limit):
+    """Start the file with `words` in a PID namespace of its own, where that is allowed: it has `limit` seconds to get ready.
+
+    For a child of ours, and it goes with that one. Raises OSError if it cannot be made, ValueError if it goes wrong, with the
+    last line that was written.
     """
     load_libc()
     read_end, write_end = os.pipe()
@@ -1281,27 +1337,12 @@ def trial_start(path, words):
         log.debug(f"trial start: in our own PID namespace: {why.strerror}")
     trial = os.fork()
     if trial == 0:
-        go_with_parent()
-        server = os.fork()  # what the tried file has to take over stands for the server
-        if server == 0:
-            go_with_parent()
-            os.close(write_end)
-            signal.sigwait([signal.SIGTERM])
-            os._exit(0)
-        os.dup2(write_end, 2)
-        for name, _ in TIMES.values():
-            os.environ.pop(name, None)  # of a bad one a VM complains; outside, where this is, it would be refused
-        try:
-            reexec(path, words, {"server": server, "trial": True})
-        except OSError as why:
-            os.write(2, str(why).encode())
-        finally:
-            os._exit(1)
+        become_tried(path, words, write_end)
     os.close(write_end)
-    text, deadline = b"", time.monotonic() + TRIAL_LIMIT
+    text, deadline = b"", time.monotonic() + limit
     while TRIED not in text:
         if not is_ready(read_end, select.POLLIN, deadline - time.monotonic()):
-            raise TimeoutError(errno.ETIMEDOUT, f"not ready within {TRIAL_LIMIT:g} s")
+            raise ValueError(f"not ready within {limit:g} s")
         part = os.read(read_end, 65536)
         if not part:
             raise ValueError(f"did not start: {(text.splitlines() or [b''])[-1].decode('utf-8', 'replace')}")
@@ -1322,7 +1363,8 @@ def read_trusted(path, most):
     """The file at `path`, no link, of `most` bytes at most, that nobody else can write. Raises OSError, ValueError."""
     folder = os.path.realpath(os.path.dirname(path))
     path = os.path.join(folder, os.path.basename(path))
-    while folder != os.path.dirname(folder):
+    check_owner("/", os.stat("/"))
+    while folder != "/":
         check_owner(folder, os.stat(folder))
         folder = os.path.dirname(folder)
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
@@ -1362,12 +1404,13 @@ def sync_path(path):
 
 
 def update(path, most, try_it, keep_old):
-    """Put what was verified of FILE.new in FILE's place; FILE becomes FILE.old if `keep_old`, else that stays as it is.
+    """Put what was verified of FILE.new in FILE's place; FILE becomes FILE.old if `keep_old` or there is none.
 
     What is tried and installed is a file of our own, for FILE.new may be written anew meanwhile. There is a FILE at every
     moment. Raises what try_it(content, path of our file) raises, OSError and ValueError: then FILE is the old one.
     """
-    verified, content, trial, spare = file_identity(path + ".new"), verify(path, most), path + ".trial", path + ".old.new"
+    offered, trial, spare = os.lstat(path + ".new").st_mtime_ns, path + ".trial", path + ".old.new"
+    content = verify(path, most)
     remove(trial)
     with open(trial, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:  # whatever our umask is
         try:
@@ -1376,7 +1419,8 @@ def update(path, most, try_it, keep_old):
             os.fsync(file.fileno())
             try_it(content, trial)
             os.fchmod(file.fileno(), os.stat(path).st_mode & 0o7777)
-            if keep_old:
+            os.utime(file.fileno(), ns=(offered, offered))  # tidy_up() knows by it which FILE.new this was
+            if keep_old or not os.path.lexists(path + ".old"):
                 remove(spare)
                 os.link(path, spare)
                 os.replace(spare, path + ".old")
@@ -1384,11 +1428,26 @@ def update(path, most, try_it, keep_old):
         except BaseException:
             step("update", remove, trial)
             raise
-    # It is done, and nothing may fail any more.
-    if file_identity(path + ".new") == verified:  # else it is the next update
-        step("update", remove, path + ".new")
-        step("update", remove, path + ".new.sha256")
-    step("update", sync_path, os.path.dirname(path))
+
+
+def tidy_up(path):
+    """After an update: FILE.new goes, unless it is the next update already; what was renamed is on the disk. Raises OSError."""
+    if os.path.lexists(path + ".new") and os.lstat(path + ".new").st_mtime_ns == os.stat(path).st_mtime_ns:
+        remove(path + ".new")
+        remove(path + ".new.sha256")
+    sync_path(os.path.dirname(path))
+
+
+def update_server(keep_old):
+    """Update the server, if there is one and a new file beside it; -> False if not. Raises OSError, ValueError."""
+    try:
+        path = find_server(os.environ)
+        os.lstat(path + ".new")
+    except OSError:
+        return False
+    update(path, SERVER_BYTES, lambda *_: None, keep_old)
+    log.info(f"server updated: {path}")
+    return True
 
 
 def bring_back(path):
@@ -1428,24 +1487,22 @@ def reap_all():
 
 
 def done_in_time(what, deed, seconds):
-    """Let a child do deed(), without the loop: all signals are blocked.
-
-    -> True if it was done within `seconds`; None if it could not be done for want of something; else False.
-    """
+    """Let a child do deed(), without the loop: all signals are blocked. -> DONE, REFUSED (it took too long, too), or FAILED."""
     deadline = time.monotonic() + seconds
     try:
-        helper = start_helper(what, deed)
+        helper = start_helper(what, deed, {})
         while time.monotonic() < deadline:
             pid, status = os.waitpid(helper, os.WNOHANG)
             if pid:
-                return {0: True, 1: False}.get(os.waitstatus_to_exitcode(status))
+                code = os.waitstatus_to_exitcode(status)
+                return code if code in (DONE, REFUSED) else FAILED
             signal.sigtimedwait([signal.SIGCHLD], max(0.0, deadline - time.monotonic()))
         kill(helper, signal.SIGKILL)
         log.error(f"{what}: not done within {seconds:g} s")
-        return False
+        return REFUSED
     except OSError as why:
         log.error(f"{what}: fork: {why.strerror}")
-        return None
+        return FAILED
 
 
 def limit_threads():
@@ -1457,10 +1514,10 @@ def limit_threads():
 def hurry(how):
     """Sync in a child for at most HURRY_LIMIT, then reboot(2). Returns only if that fails."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    done = done_in_time("sync", os.sync, HURRY_LIMIT)
-    if not done:
+    outcome = done_in_time("sync", os.sync, HURRY_LIMIT)
+    if outcome != DONE:
         ask_kernel([b"s"])
-    if done is None:
+    if outcome == FAILED:
         signal.sigtimedwait([], HURRY_LIMIT)  # the kernel has only made a note of it
     try_reboot(how)
 
@@ -1479,10 +1536,11 @@ def park():
 # ---- PID 1: its state, its loop, and what it does
 
 
-# What the next one gets over a re-exec: attributes of Init, all of them numbers, texts, and lists of such.
+# What the next one gets over a re-exec: attributes of Init, all of them numbers, texts, and collections of such. The child's
+# `report` does not survive: if exec fails then, its exit status says so. `releasing` is for go_on(): then there is no next one.
 HANDED_OVER = (
     "server", "started", "start_at", "started_at", "unsettled", "cwd", "terminal", "restart", "update", "request", "ending",
-    "releasing", "status", "reaped", "crashes", "probation", "server_probation", "server_deaths", "leaving",
+    "releasing", "status", "reaped", "stopped", "crashes", "probation", "server_probation", "server_deaths", "leaving", "had_terminal",
 )  # fmt: skip
 
 
@@ -1502,15 +1560,15 @@ class Init:
         self.terminal = None  # descriptor of the terminal that COMMAND gets from us, and gives back
         self.server = None  # pid of the server, or of COMMAND; None while it does not run
         self.started = ""  # the words that it was started with; empty if exec failed
-        self.report = None  # descriptor on which the child says why exec failed, until it has closed it
+        self.report, self.said = None, b""  # descriptor on which the child says what it becomes, until it has closed it; what it said
         self.start_at = 0.0  # when the server is to be started, time.monotonic()
         self.started_at = 0.0  # when it was
         self.tidy_at = time.monotonic() + TIDY_AFTER if self.command else 0.0  # when memory is given back; 0 when it was
-        self.give_up_at = time.monotonic() + FORK_LIMIT  # from then on a fork(2) for a COMMAND run once is the last try
+        self.give_up_at = time.monotonic() + FORK_LIMIT  # from then on a fork(2) for a COMMAND run once is not tried again
         self.services = {}  # pid -> Process: services that are our children, since a soft restart
         self.leaving = None  # (was its state saved?, file_identity(STATE_PATH) before) of a server that was asked to go
         self.unsettled = False  # a new server has not yet said which of them it took over
-        self.helpers = {}  # pid -> status, or None: children that do what could block us
+        self.helpers = {}  # pid -> status, or None while it runs: children that do what could block us
         self.crashes = []  # when we crashed, time.monotonic()
         self.probation = 0.0  # until then a crash brings the file from before the update back, time.monotonic()
         self.update = False  # a self-update was asked for
@@ -1555,17 +1613,10 @@ class Init:
         -> whether `fd` has one of poll(2)'s `events`.
         """
         ready = self.sleep(deadline, fd, events)
-        for number in in_order(self.pending):  # after the pipe was drained: what comes now wakes the next turn
-            self.answering = number
-            self.pending.pop(number, None)
-            if number == signal.SIGCHLD:
-                self.reap()
-            else:
-                self.answer(number)
-        self.answering = 0
+        self.answer_all(self.pending)  # after the pipe was drained: what comes now wakes the next turn
         if self.stopped:  # not before: what has come shall not wait for a shell's `fg`
-            number, self.stopped = self.stopped, 0
-            self.command_stopped(number)
+            self.command_stopped(self.stopped)
+            self.stopped = 0
         return ready
 
     def sleep(self, deadline, fd, events):
@@ -1619,6 +1670,7 @@ class Init:
             if os.WIFSTOPPED(status):  # an orphan's stop is nobody's business; one by ptrace(2) comes unasked
                 if pid == self.server and self.command:
                     self.stopped = os.WSTOPSIG(status)
+                self.reaped = (0, 0)
                 continue
             self.services.pop(pid, None)
             if pid == self.server:
@@ -1632,7 +1684,7 @@ class Init:
 
     def server_ended(self, status):
         """Note the end of the server or of COMMAND: run() starts it again, or ends."""
-        self.read_report()
+        self.report_is_over()
         self.start_at = time.monotonic() + RESPAWN_DELAY
         if self.terminal is not None:
             set_foreground(self.terminal, os.getpgrp())
@@ -1688,12 +1740,21 @@ class Init:
             signal.signal(number, handler)
         self.terminal, stopped = foreground_terminal(), signal.SIGCONT in self.pending
         self.pending.pop(signal.SIGCONT, None)  # COMMAND gets its own next; this one, forwarded later, would undo the next ^Z
-        for each in in_order(self.pending.keys() - {signal.SIGCHLD}):  # SIGTERM, say: before COMMAND may stop again
-            self.pending.pop(each, None)
-            self.answer(each)
+        self.answer_all(self.pending.keys() - {signal.SIGCHLD})  # SIGTERM, say: before COMMAND may stop again
         return stopped
 
     # -- answering
+
+    def answer_all(self, numbers):
+        """Answer these signals that came, in their order."""
+        for number in in_order(numbers):
+            self.answering = number  # before it is taken: a crash hands it over
+            self.pending.pop(number, None)
+            if number == signal.SIGCHLD:
+                self.reap()
+            else:
+                self.answer(number)
+        self.answering = 0
 
     def answer(self, number):
         """Answer one signal: pass it on, or note what is to be done. Nothing waits in here."""
@@ -1763,7 +1824,7 @@ class Init:
         self.turn(self.tidy_at)
         if time.monotonic() >= self.tidy_at:
             self.tidy_at = 0.0
-            give_memory_back()
+            step("memory", give_memory_back)
             log.debug("memory given back")
 
     def start_again(self):
@@ -1784,8 +1845,11 @@ class Init:
         for name in set(HANDED_OVER) & set(state):
             setattr(self, name, state[name])
         self.services = {process.pid: process for process in processes() if process.pid in state.get("services", ())}
-        if self.server is not None and self.reaped[0] == self.server and not os.WIFSTOPPED(self.reaped[1]):
-            self.server_ended(self.reaped[1])  # the crash came between waitpid(2) and the end of that
+        if self.server is not None and self.reaped[0] == self.server:  # the crash came between waitpid(2) and the end of that
+            if os.WIFSTOPPED(self.reaped[1]):
+                self.stopped = os.WSTOPSIG(self.reaped[1])
+            else:
+                self.server_ended(self.reaped[1])
         elif self.server is not None and not is_our_child(self.server):
             if time.monotonic() < self.probation:
                 raise ChildProcessError(errno.ECHILD, f"pid {self.server} cannot be taken over")
@@ -1798,87 +1862,81 @@ class Init:
         log.info(f"taken over: {self.what}: pid {self.server}")
         return True
 
-    def hand_over(self, after_crash=False):
-        """Leave everything to the one after a re-exec: the state, and, all signals being blocked, what waits for an answer."""
+    def state(self):
+        """What the one after a re-exec has to know."""
+        state = {name: getattr(self, name) for name in HANDED_OVER}
+        return dict(state, services=list(self.services))
+
+    def leave(self, answering=0):
+        """Before a re-exec, all signals being blocked: those that wait for an answer, and `answering`, shall wait in the kernel."""
+        for number in self.pending.keys() | {answering} - {0}:
+            os.kill(os.getpid(), number)
         for helper in [helper for helper, status in self.helpers.items() if status is None]:
             kill(helper, signal.SIGKILL)  # nobody would know of it any more
-        recent = [crash for crash in self.crashes if time.monotonic() - crash < CRASHES_WITHIN]
-        patient = not after_crash or len(recent) < PATIENT_CRASHES  # recover() adds this crash later
-        again = {self.answering} if patient and self.answering else set()
-        for number in self.pending.keys() | again:
-            os.kill(os.getpid(), number)
-        state = {name: getattr(self, name) for name in HANDED_OVER}
-        state.update(services=list(self.services), restart=self.restart and patient)
-        return state
 
     def self_update(self):
         """Put our new file into place and re-exec it; whatever is wrong with it: nothing has changed, and we go on."""
         log.info(f"self-update: {OWN_PATH}.new")
         self.update = False
-        before, keep_old = file_identity(OWN_PATH), time.monotonic() >= self.probation  # until then .old is the last that is proven
-        words = [] if self.mode == VM else sys.argv[1:]  # a kernel's words mean nothing outside a VM
+        keep_old = time.monotonic() >= self.probation  # until then .old is the last that is proven
+        words = trial_words(self.mode == VM)
 
         def try_it(content, trial):
             compile(content, trial, "exec")
-            trial_start(trial, words)
+            trial_start(trial, words, TRIAL_LIMIT)
 
-        done = self.have_done("self-update: refused", lambda: update(OWN_PATH, OWN_BYTES, try_it, keep_old), UPDATE_LIMIT)
-        if file_identity(OWN_PATH) == before:
+        if self.have_done("self-update: refused", lambda: update(OWN_PATH, OWN_BYTES, try_it, keep_old), UPDATE_LIMIT) != DONE:
             return
-        if not done:  # its time was over between the renaming and the tidying up
-            log.warn("self-update: in place all the same")
         self.probation = time.monotonic() + PROBATION
+        self.have_done("self-update: tidying up", lambda: tidy_up(OWN_PATH), UPDATE_LIMIT)
         log.info("self-update: re-exec")
         log.drain()
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            reexec(OWN_PATH, sys.argv[1:], self.hand_over())
+            self.leave()
+            reexec(OWN_PATH, sys.argv[1:], self.state())
         except OSError as why:
-            log.error(f"self-update: re-exec: {why.strerror}: the old file comes back")
-            self.probation = 0.0
-            done_in_time("self-update: the old file", lambda: bring_back(OWN_PATH), UPDATE_LIMIT)
-            self.look_for_children()  # that may have taken one that was not its own
-        finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            log.error(f"self-update: re-exec: {why.strerror}: the old file comes back")
+            self.have_done("self-update: the old file", lambda: bring_back(OWN_PATH), UPDATE_LIMIT)
+            self.probation = 0.0
 
     def have_done(self, what, deed, seconds):
-        """Let a child do deed(), which may block; -> whether it was done within `seconds`. If not, it has been logged."""
+        """Let a child do deed(), which may block, for `seconds` at most, while the loop turns. -> its exit status.
+
+        FAILED, too, if there is no child, it took too long, or was called away. Whatever is wrong has been logged.
+        """
         try:
-            helper = start_helper(what, deed)
+            helper = start_helper(what, deed, self.helpers)
         except OSError as why:
             log.error(f"{what}: fork: {why.strerror}")
-            return False
-        self.helpers[helper] = None
+            return FAILED
         if not self.wait(lambda: self.helpers[helper] is not None, seconds):
             kill(helper, signal.SIGKILL)
             log.error(f"{what}: " + (f"{self.request} goes first" if self.called_away() else f"not done within {seconds:g} s"))
         status = self.helpers.pop(helper)
-        if status not in (None, 0, 1 << 8, 2 << 8):
+        if status is None:
+            return FAILED
+        code = os.waitstatus_to_exitcode(status)
+        if code not in (DONE, REFUSED, FAILED, NOT_NEEDED):
             log.error(f"{what}: {how_it_ended(status)}")
-        return status == 0
+        return code
 
     def exchange_server(self):
-        """Before the server starts: install its update, if there is one, or take back one that keeps dying."""
-        try:
-            path = "" if self.command else find_server(os.environ)
-        except OSError:
-            return
-        before = file_identity(path)
+        """Before the server starts: take back its update if it keeps dying, or install one if a soft restart was asked for."""
         if self.server_deaths > SERVER_DEATHS:
             log.error(f"server died {self.server_deaths} times within {PROBATION:g} s of its update: the old file comes back")
-            done = self.have_done("server's old file", lambda: bring_back(path), UPDATE_LIMIT)
-            if done or time.monotonic() >= self.server_probation:  # else it is tried again before the next start
+            outcome = self.have_done("server's old file", lambda: bring_back(find_server(os.environ)), UPDATE_LIMIT)
+            if outcome == DONE or time.monotonic() >= self.server_probation:  # else it is tried again before the next start
                 self.server_probation, self.server_deaths = 0.0, 0
-        elif self.restart and path and os.path.lexists(path + ".new"):
-            keep_old = time.monotonic() >= self.server_probation or not os.path.lexists(path + ".old")
-            was = self.server_probation, self.server_deaths
+        elif self.restart and not self.command:
+            keep_old = time.monotonic() >= self.server_probation
+            before = self.server_probation, self.server_deaths
             self.server_probation, self.server_deaths = time.monotonic() + PROBATION, 0  # now: a crash may come between
-            self.have_done(
-                "server not updated", lambda: update(path, SERVER_BYTES, lambda *_: None, keep_old), UPDATE_LIMIT)  # fmt: skip
-            if file_identity(path) != before:
-                log.info(f"server updated: {path}")
+            if self.have_done("server not updated", lambda: update_server(keep_old), UPDATE_LIMIT) == DONE:
+                self.have_done("server's update: tidying up", lambda: tidy_up(find_server(os.environ)), UPDATE_LIMIT)
             else:
-                self.server_probation, self.server_deaths = was
+                self.server_probation, self.server_deaths = before
 
     def start_server(self):
         """Start the server or COMMAND; where that fails, say so and leave it to the next try."""
@@ -1886,31 +1944,30 @@ class Init:
         self.reaped = (0, 0)  # the last one's death is not this one's, should it get the same pid
         self.started_at = time.monotonic()
         self.start_at = self.started_at + RESPAWN_DELAY  # if this fails
+        self.started = " ".join(self.command) or "zinit-server"
         try:
-            argv = self.command or server_argv(
-                find_server(os.environ), os.environ, self.options["log-level"], self.mode)  # fmt: skip
-            self.started = " ".join(argv)
-            self.fork_server(argv)
+            self.fork_server()
         except OSError as why:
             give_up = self.once and self.started_at >= self.give_up_at
-            self.not_started(f"{why.filename or 'fork'}: {why.strerror}", again=not give_up)
+            self.not_started(f"fork: {why.strerror}", again=not give_up)
             self.status = 126 if self.once else 0
             if give_up:
                 self.request = POWER_OFF
         self.close_given()
 
-    def fork_server(self, argv):
+    def fork_server(self):
         """fork(2) the server or COMMAND. Raises OSError. Nobody waits for its exec: the loop reads its report.
 
         Its pid is noted in the statement that forks, so that after a crash of ours it is taken over, not started again.
         """
+        self.said = b""
         self.report, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         # Blocked around fork: a handler of ours that ran in the child would swallow the signal, and wake the parent.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self.server = os.fork()
             if self.server == 0:
-                run_child(argv, self.prepare, write_end)
+                run_child(self.become, write_end)
         except OSError:
             os.close(self.report)
             self.report = None
@@ -1922,10 +1979,10 @@ class Init:
     def close_given(self):
         """COMMAND run once has its own copies of the descriptors that we were given: ours would keep pipes open."""
         while self.once and self.server is not None and self.given:
-            os.close(self.given.pop())
+            step("close", os.close, self.given.pop())
 
     def prepare(self):
-        """In the child: its own group or session, its terminal and folder; -> its environment."""
+        """In the child: its own group or session, its terminal and its folder."""
         try:
             if self.mode == VM:
                 os.setsid()
@@ -1938,18 +1995,43 @@ class Init:
             os.chdir(self.cwd)
         except OSError as why:
             log.warn(f"{self.what} starts without: {why}")
-        env = {name: value for name, value in os.environ.items() if name}  # a kernel's word "=x" has none: EINVAL
+
+    def become(self, report):
+        """In the child: become the server or COMMAND; the server's path is said first. Returns never; raises OSError.
+
+        The server is looked up here and not by us, for a disk that is dead may hold who looks.
+        """
+        self.prepare()
+        env = environment()
         if env.get("LISTEN_PID") == str(os.getppid()):  # sd_listen_fds(3): the descriptors are for this process
             env["LISTEN_PID"] = str(os.getpid())
-        return env
+        argv = self.command
+        if not argv:
+            argv = server_argv(find_server(env), env, self.options["log-level"], self.mode)
+            write_alone(report, os.fsencode(argv[0]) + b"\0", shared=False)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # not before the handlers are gone
+        exec_command(argv, env, is_script=bool(self.command))
 
     def read_report(self):
-        """Hear from the child whether exec worked, once it has said so."""
+        """Hear from the child; when it has said all, log whether exec worked."""
+        data = os.read(self.report, 65536)
+        self.said += data
+        if not data:
+            self.report_is_over()
+
+    def report_is_over(self):
+        """The child has become another program, or is gone."""
         if self.report is None:
             return
-        failure = os.read(self.report, 4096).decode("utf-8", "replace")
+        try:
+            self.said += os.read(self.report, 65536)
+        except BlockingIOError:
+            pass  # somebody else has it open
         os.close(self.report)
         self.report = None
+        path, _, failure = self.said.decode("utf-8", "replace").rpartition("\0")
+        if path:
+            self.started = " ".join(server_argv(path, os.environ, self.options["log-level"], self.mode))
         if failure:
             self.started = ""
             self.not_started(failure, again=not self.once)
@@ -2014,7 +2096,8 @@ class Init:
         """
         data = b""
         while b"\n" not in data:
-            self.patience(deadline, "does not answer")
+            if time.monotonic() >= deadline or not is_ready(connection.fileno(), select.POLLIN):  # it may have said it, and ended
+                self.patience(deadline, "does not answer")
             if self.turn(deadline, connection.fileno(), select.POLLIN):
                 chunk = connection.recv(65536)
                 if not chunk:
@@ -2054,21 +2137,27 @@ class Init:
 
     def replace_server(self):
         """Ask the server to save its state and go. Services that it did not save are stopped, not to run twice."""
-        # Beside those that outlived an earlier soft restart. From here on a crash of ours forgets none.
-        self.services.update({process.pid: process for process in children_of(self.server, processes())})
+        self.note_services()
         if os.waitid(os.P_PID, self.server, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             self.warn_of_services()  # it died before that was read
         before = self.leaving[1] if self.leaving else file_identity(STATE_PATH)  # asked again, after a crash: not anew
         self.leaving = ({}, before)  # it has saved nothing, until it answers
         result = self.ask("system.prepare_restart", RPC_LIMIT)
+        self.note_services()  # it may have started one meanwhile
         if result is None and not self.called_away():
             self.terminate()
         self.leaving = (result or {}, before)
         self.await_server(RESTART_LIMIT)
 
+    def note_services(self):
+        """The server's services, beside those that outlived an earlier soft restart: from here on a crash of ours forgets none."""
+        if self.server is not None:
+            self.services.update({process.pid: process for process in children_of(self.server, processes())})
+
     def settle_services(self):
         """The server that was asked to go has gone: stop its services if it did not save them."""
-        if state_was_saved(*self.leaving):
+        # By a child: the path is the server's word, and may be on a disk that is dead.
+        if self.have_done("soft restart: saved state", lambda: state_was_saved(*self.leaving), RPC_LIMIT) == DONE:
             self.services = {pid: process for pid, process in self.services.items() if is_our_child(pid)}
             log.info(f"soft restart: state saved: services go on: {self.names_of_services()}")
         else:
@@ -2119,7 +2208,7 @@ class Init:
             step("the end: threads-max", limit_threads)
         if not self.nobody_left():
             # A shell whose session's leader goes with the server has lost its terminal when the others' turn comes.
-            self.had_terminal = {process.identity for process in processes() if process.has_tty}
+            self.had_terminal |= {process.identity for process in processes() if process.has_tty}
         log.info(f"the end: {self.request}: {self.limits_in_words()}")
         if self.mode == VM:
             self.lock_memory()
@@ -2137,7 +2226,7 @@ class Init:
     def lock_memory(self):
         """mlockall(2): no page has to come from a disk any more. A child reads them first, as a dead disk would hold us."""
         read = self.have_done("the end: our pages", lambda: call("mlockall", MCL_CURRENT), LOCK_LIMIT)
-        step("the end: mlockall", call, "mlockall", MCL_CURRENT if read else MCL_CURRENT | MCL_ONFAULT)
+        step("the end: mlockall", call, "mlockall", MCL_CURRENT if read == DONE else MCL_CURRENT | MCL_ONFAULT)
 
     def limits_in_words(self):
         others = f"others have {self.options['grace']:g} s"
@@ -2199,12 +2288,12 @@ class Init:
         """Let a child do Release, and leave it behind where one disk holds it: another one does the rest."""
         self.releasing, disk_time, stuck = True, DiskTime(), set()
         try:
-            # Empty: all is done. A step that is stuck already has held a second child: there is no use in a third.
-            while (doing := self.follow_release(stuck, disk_time)) not in {b"", *stuck}:
+            while not disk_time.is_over():
+                doing = self.follow_release(stuck, disk_time)
+                if not doing or doing in stuck:
+                    break  # all is done; or it has held a second child, and there is no use in a third
                 log.warn(f"the end: stuck: {os.fsdecode(doing)}: going on without it")
                 stuck.add(doing)
-                if disk_time.is_over():
-                    break
         except OSError as why:
             log.error(f"the end: disks: {why.strerror}: asking the kernel to sync and to remount read-only")
             ask_kernel([b"s", b"u"])
@@ -2219,8 +2308,7 @@ class Init:
     def follow_release(self, stuck, disk_time):
         """Start a child that does Release; -> the step that holds it, or that it died of; empty if all is done. Raises OSError."""
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # stays open: who is left behind may go on later
-        helper = start_helper("the end", Release(stuck, write_end).run)
-        self.helpers[helper] = None
+        helper = start_helper("the end", Release(stuck, write_end).run, self.helpers)
         os.close(write_end)
         doing, began, alive = b"starting", time.monotonic(), time.monotonic()  # of the step, of the last sign of life
         while self.helpers[helper] is None:
@@ -2441,10 +2529,13 @@ def quietly(deed, *arguments):
     return False
 
 
-def count_crash(state):
-    """Add this crash to the recent ones."""
-    now = time.monotonic()
-    state["crashes"] = [crash for crash in state.get("crashes", ()) if now - crash < CRASHES_WITHIN] + [now]
+def take_back(state):
+    """Exchange our file for FILE.old if it is on probation, or if FILE.old is what we are: an update that we have not heard the end of."""
+    if time.monotonic() < state.get("probation", 0.0) or OWN_IDENTITY and file_identity(OWN_PATH + ".old") == OWN_IDENTITY:
+        log.error("self-update: a crash: the old file comes back")
+        bring_back(OWN_PATH)
+        return True
+    return False
 
 
 def recover(state, vm):
@@ -2455,15 +2546,29 @@ def recover(state, vm):
     if len(state.get("crashes", ())) > CRASHES:
         log.error(f"crashed {CRASHES + 1} times within {CRASHES_WITHIN:g} s")
         return
-    if time.monotonic() < state.get("probation", 0.0):
-        quietly(log.error, "self-update: a crash: the old file comes back")
-        if done_in_time("the old file", lambda: bring_back(OWN_PATH), UPDATE_LIMIT):
-            state["probation"] = 0.0
-    tried = done_in_time("trial start", lambda: trial_start(OWN_PATH, [] if vm else sys.argv[1:]), UPDATE_LIMIT)
-    if tried is not False:  # where it could not be made, for want of memory or time say, the file is most likely what it was
+    if done_in_time("the old file", lambda: take_back(state), UPDATE_LIMIT) == DONE:
+        state["probation"] = 0.0
+    outcome = done_in_time("trial start", lambda: trial_start(OWN_PATH, trial_words(vm), RECOVERY_LIMIT), RECOVERY_LIMIT + 1)
+    if outcome != REFUSED:  # where it could not be made, for want of memory say, the file is most likely what it was
         quietly(log.drain)
         reexec(OWN_PATH, sys.argv[1:], state)
     raise ChildProcessError(errno.ECHILD, "the trial start went wrong")
+
+
+def recent_crashes(state):
+    return [crash for crash in state.get("crashes", ()) if time.monotonic() - crash < CRASHES_WITHIN]
+
+
+def hand_over(init, state):
+    """Put into `state` all that the one after the re-exec has to know. The third recent crash gives up what was under way."""
+    state.update(init.state())
+    patient = len(recent_crashes(state)) < PATIENT_CRASHES
+    state["restart"] = init.restart and patient
+    init.leave(init.answering if patient else 0)
+
+
+def count_crash(state):
+    state["crashes"] = recent_crashes(state) + [time.monotonic()]
 
 
 def go_on(why, vm, state, init):
@@ -2471,8 +2576,8 @@ def go_on(why, vm, state, init):
     quietly(signal.pthread_sigmask, signal.SIG_BLOCK, signal.valid_signals())
     quietly(report_crash, why, vm)
     if init and not state:
-        state = {"server": init.server, "request": init.request}
-        quietly(lambda: state.update(init.hand_over(after_crash=True)))
+        state = {"server": init.server, "request": init.request, "crashes": init.crashes, "probation": init.probation}
+        quietly(hand_over, init, state)
     if state.get("releasing"):  # our own file may be gone: all of it once more, without the loop
         quietly(done_in_time, "the end: disks", Release((), -1).run, DISKS_LIMIT)
     elif state:

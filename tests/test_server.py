@@ -156,7 +156,7 @@ def test_a_server_that_always_fails_is_started_once_a_second(namespace):
 
 def test_no_server_on_the_search_path_says_where_it_looked_once_and_goes_on_trying(namespace):
     namespace.start(PYINIT1_SERVER=None, setup="for d in /usr/sbin /usr/bin /usr/local/bin; do [ ! -e $d/zinit-server ] || exit 98; done")
-    line = re.search("^pyinit1: server not started: .*$", namespace.log.text, re.M).group()
+    line = namespace.wait_for("^pyinit1: server not started: .*$").group()
     for folder in ("/sbin", "/usr/sbin", "/usr/bin", "/usr/local/bin"):
         assert folder + "/zinit-server" in line
     switches = lambda: int(Process(namespace.init).status["voluntary_ctxt_switches"])  # noqa: E731
