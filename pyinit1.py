@@ -53,7 +53,8 @@ files: /etc/zinit/services, /run/zinit.sock, /run/zinit/state.json, /etc/hostnam
 
 Why it is written as it is: PID 1 that blocks stops the reaping, PID 1 that dies takes everything along, and at
 shutdown files may be gone. So there is one loop with one blocking call, every wait has a bound, imports are few
-(each costs milliseconds of boot) and none is made at the end. Read it from top to bottom: what is used was met before.
+(each costs milliseconds of boot) and none is made at the end. Read it from top to bottom: each function and constant
+is met before it is used; the one object, Init, comes after all that can do without it.
 """
 
 # ---- imports: what the start needs; ctypes, json, socket and others come later, see load_libc and load_the_rest
@@ -1706,23 +1707,22 @@ class Init:
             log.warn(f"services may run twice: the server died and left: {names(left)}")
 
     def command_stopped(self, number):
-        """COMMAND was stopped, by ^Z say: PID 1 continues it, for nobody could type `fg`; a plain process stops, too.
-
-        Nobody continues it where it asks for the terminal and cannot have it, and PID 1 leaves it stopped by SIGSTOP.
-        """
-        asks, terminal = number in (signal.SIGTTIN, signal.SIGTTOU), foreground_terminal()
+        """COMMAND was stopped, by ^Z say: PID 1 continues it, for nobody could type `fg`; a plain process stops, too."""
+        asks, terminal = number in (signal.SIGTTIN, signal.SIGTTOU), foreground_terminal()  # does it ask for the terminal?
         if asks and terminal is not None:
-            self.terminal = terminal  # a shell's `fg` has given it to us meanwhile
-        elif os.getpid() != 1:
-            if not self.stop_as_well(number) and asks:
-                return  # our group is orphaned, so nobody can type `fg`; it would ask again and again
-        elif number == signal.SIGSTOP or asks and self.terminal is None:
-            return  # somebody wants it to stand still; or it waits in the background, for `fg` where we were started
+            self.terminal, goes_on = terminal, True  # a shell's `fg` has given it to us meanwhile
+        elif os.getpid() == 1:
+            # Not if somebody wants it to stand still, nor if it waits in the background, for `fg` where we were started.
+            goes_on = number != signal.SIGSTOP and not (asks and self.terminal is None)
+            if goes_on:
+                log.warn(f"COMMAND continued: pid {self.server}: {signal_name(number)} stopped it, and PID 1 has no `fg`")
         else:
-            log.warn(f"COMMAND continued: pid {self.server}: {signal_name(number)} stopped it, and PID 1 has no `fg`")
-        if self.terminal is not None:
+            # In an orphaned group we do not stop, and nobody can type `fg`: it would ask again and again.
+            goes_on = self.stop_as_well(number) or not asks
+        if goes_on and self.terminal is not None:
             set_foreground(self.terminal, self.server)
-        kill(-self.server, signal.SIGCONT)
+        if goes_on:
+            kill(-self.server, signal.SIGCONT)
 
     def stop_as_well(self, number):
         """Stop ourselves by the signal that stopped COMMAND, until a shell's `fg` or `bg` sends us SIGCONT. -> did we stop?
@@ -1845,15 +1845,7 @@ class Init:
         for name in set(HANDED_OVER) & set(state):
             setattr(self, name, state[name])
         self.services = {process.pid: process for process in processes() if process.pid in state.get("services", ())}
-        if self.server is not None and self.reaped[0] == self.server:  # the crash came between waitpid(2) and the end of that
-            if os.WIFSTOPPED(self.reaped[1]):
-                self.stopped = os.WSTOPSIG(self.reaped[1])
-            else:
-                self.server_ended(self.reaped[1])
-        elif self.server is not None and not is_our_child(self.server):
-            if time.monotonic() < self.probation:
-                raise ChildProcessError(errno.ECHILD, f"pid {self.server} cannot be taken over")
-            self.server_ended(1 << 8)  # its status is lost: let it be 1
+        self.look_at_adopted()
         if self.server is not None and not self.restart:  # a soft restart was given up
             self.leaving, self.services = None, {pid: each for pid, each in self.services.items() if is_our_child(pid)}
         if "memfd" in state:
@@ -1861,6 +1853,21 @@ class Init:
         self.close_given()
         log.info(f"taken over: {self.what}: pid {self.server}")
         return True
+
+    def look_at_adopted(self):
+        """What has become of the server that is taken over? Most often nothing: it lives, or its status waits for waitpid(2)."""
+        pid, status = self.reaped
+        if self.server is None:
+            return
+        if pid != self.server:
+            if not is_our_child(self.server):
+                if time.monotonic() < self.probation:
+                    raise ChildProcessError(errno.ECHILD, f"pid {self.server} cannot be taken over")
+                self.server_ended(1 << 8)  # its status is lost: let it be 1
+        elif os.WIFSTOPPED(status):  # we had its status, and then a crash
+            self.stopped = os.WSTOPSIG(status)
+        else:
+            self.server_ended(status)
 
     def state(self):
         """What the one after a re-exec has to know."""
@@ -2596,9 +2603,10 @@ def go_on(why, vm, state, init):
 
 
 def crashed(why, pid, vm, trial, state, init):
-    """An exception in the process `pid`. `state`: what the one before a re-exec handed over, if it is not yet init's.
+    """An exception in main(), in the process `pid`. Returns if it is no bug but a way to exit; else never.
 
-    Returns if it is no bug but a way to exit; else never. What it raises is an exception of its own.
+    How far it came: `init` is None until we are ready; `state` is what the one before a re-exec handed over, until that is
+    init's. Neither means that nothing runs yet, or that the exception came while `state` was read. `trial`: we are tried.
     """
     if os.getpid() != pid:
         os._exit(126)  # a child of ours that never became what it should
