@@ -1433,7 +1433,8 @@ def update(path, most, try_it, keep_old):
 
 def tidy_up(path):
     """After an update: FILE.new goes, unless it is the next update already; what was renamed is on the disk. Raises OSError."""
-    if os.path.lexists(path + ".new") and os.lstat(path + ".new").st_mtime_ns == os.stat(path).st_mtime_ns:
+    installed, offered = os.stat(path), os.lstat(path + ".new") if os.path.lexists(path + ".new") else None
+    if offered and (offered.st_mtime_ns, offered.st_size) == (installed.st_mtime_ns, installed.st_size):
         remove(path + ".new")
         remove(path + ".new.sha256")
     sync_path(os.path.dirname(path))
