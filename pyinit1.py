@@ -358,12 +358,20 @@ def read_file(path, folder=None):
         os.close(fd)
 
 
+def in_words(why):
+    """What an exception says: of a system call's without "[Errno 2]", of a bug with its type."""
+    if isinstance(why, OSError) and why.strerror:
+        name = os.fsdecode(why.filename) if isinstance(why.filename, bytes) else why.filename
+        return why.strerror if name is None else f"{name}: {why.strerror}"
+    return str(why) if isinstance(why, (OSError, ValueError)) else f"{type(why).__name__}: {why}"
+
+
 def step(what, deed, *arguments):
     """Do one thing that can be done without; log and survive what it raises."""
     try:
         deed(*arguments)
     except Exception as why:  # whatever it is: it is no reason to end here
-        log.error(f"{what}: {why}")
+        log.error(f"{what}: {in_words(why)}")
 
 
 MOUNTINFO, SWAPS = "/proc/self/mountinfo", "/proc/swaps"
@@ -937,8 +945,7 @@ def run_child(become, report):
         become(report)
     except Exception as why:
         code = failure_code(why)
-        text = f"{getattr(why, 'filename', None) or 'exec'}: {getattr(why, 'strerror', None) or why}"
-        write_alone(report, text.encode("utf-8", "surrogateescape"), shared=False)
+        write_alone(report, in_words(why).encode("utf-8", "surrogateescape"), shared=False)
     finally:
         os._exit(code)
 
@@ -1017,7 +1024,7 @@ def start_helper(what, deed, helpers):
             log.late.clear()  # the parent writes those
             code = NOT_NEEDED if deed() is False else DONE
         except BaseException as why:
-            log.error(f"{what}: {why}" if isinstance(why, (OSError, ValueError)) else f"{what}: {type(why).__name__}: {why}")
+            log.error(f"{what}: {in_words(why)}")
             code = REFUSED if isinstance(why, ValueError) else FAILED
         finally:
             log.drain()
@@ -1368,6 +1375,8 @@ def read_trusted(path, most):
     while folder != "/":
         check_owner(folder, os.stat(folder))
         folder = os.path.dirname(folder)
+    if os.path.islink(path):
+        raise ValueError(f"{path}: expected a file, and no link")
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         check_owner(path, status)
@@ -2002,7 +2011,7 @@ class Init:
                     set_foreground(self.terminal, os.getpid())
             os.chdir(self.cwd)
         except OSError as why:
-            log.warn(f"{self.what} starts without: {why}")
+            log.warn(f"{self.what} starts without: {in_words(why)}")
 
     def become(self, report):
         """In the child: become the server or COMMAND; the server's path is said first. Returns never; raises OSError.
@@ -2082,7 +2091,7 @@ class Init:
                 line = self.receive(connection, deadline)
                 return rpc_result(line, kind) if line else {}
         except (OSError, ValueError, ImportError) as why:
-            log.warn(f"server not asked: {method}: {getattr(why, 'strerror', None) or why}")
+            log.warn(f"server not asked: {method}: {in_words(why)}")
             return None
 
     def connect(self, connection, path, deadline):
@@ -2401,7 +2410,7 @@ def tell_pid_1(name, words):
             print(f"{name}: signal {number} sent: PID 1 passes it on to {options['command'][0]}, which decides")
         return 0
     except (OSError, ValueError) as why:
-        print(f"{name}: {getattr(why, 'strerror', None) or why}", file=sys.stderr)
+        print(f"{name}: {in_words(why)}", file=sys.stderr)
         return 2 if isinstance(why, ValueError) else 1
 
 
@@ -2415,7 +2424,7 @@ def check(options, mode, reason):
             raise FileNotFoundError(errno.ENOENT, "not found, or not executable", name)
         print(f"would start: {name}")
     except OSError as why:
-        problems.append(f"{why.filename}: {why.strerror}")
+        problems.append(in_words(why))
     load_libc()
     if libc is None:
         problems.append("ctypes: missing: no mounts, no subreaper, no reboot(2)")
