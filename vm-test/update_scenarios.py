@@ -11,9 +11,9 @@ from scenarios import expect, expect_end, files, scenario, services
 
 LAST = '\nif __name__ == "__main__":\n'         # pyinit1.py's last statement begins so
 
-# What such a file says of itself: nothing on its trial start, which is in a PID namespace of its own.
+# What such a file says of itself: nothing on its trial start, which is in a PID namespace of its own, or is not PID 1.
 MARK = """
-if __name__ == "__main__" and in_initial_pid_namespace():
+if __name__ == "__main__" and os.getpid() == 1 and in_initial_pid_namespace():
     with open("/run/generation", "w") as file:
         file.write("%s\\n")
 """
@@ -21,7 +21,7 @@ if __name__ == "__main__" and in_initial_pid_namespace():
 BREAK = """
 BORN = time.monotonic()
 def broken(*arguments, deed=Init.%s):
-    if in_initial_pid_namespace() and (%s):
+    if os.getpid() == 1 and in_initial_pid_namespace() and (%s):
         raise RuntimeError("on purpose")
     return deed(*arguments)
 Init.%s = broken
