@@ -51,7 +51,7 @@ def expect_nothing_left(machine, limit=DISKS_LIMIT + SLACK, command="RB_POWER_OF
 
 
 def expect_left(machine, pattern, command="RB_POWER_OFF"):
-    """The end, with one line of what was left over, which matches `pattern` from its beginning; the figure for the table."""
+    """The end, with one line of what was left over, which is as `pattern`; the figure for the table."""
     figure = expect_release(machine, command=command)
     said = [match.group() for match in LEFT.finditer(machine.console.text)]
     if not machine.foreign and not (len(said) == 1 and re.fullmatch("pyinit1: " + pattern, said[0])):

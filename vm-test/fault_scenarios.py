@@ -6,16 +6,15 @@ those are refused that the guest's script and the stand-in server can do without
 
 import errno
 import re
-from errno import EBUSY, EINVAL, EIO, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM
+from errno import EAGAIN, EBUSY, EINVAL, EIO, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM
 from os import strerror
 
 import image
 import seccomp
-from disk_scenarios import (DATA, DISK, FROZEN_DATA, ROOT, SAVE, SYNCED_DATA, expect_killed, expect_left, expect_nothing_left,
+from disk_scenarios import (DATA, DISK, ROOT, SAVE, SYNCED_DATA, expect_killed, expect_left, expect_nothing_left,
                             expect_release, expect_saved)
-from disks import FROZEN
 from machine import Failure
-from scenarios import MOUNT_PROC, expect, expect_end, files, logged, scenario, services, wrapped
+from scenarios import MOUNT_PROC, behind, expect, expect_end, files, logged, scenario, services, wrapped
 from seccomp import Refusal
 from update_scenarios import DISK_AT_DATA, GUEST, MARK, broken_in, expect_same_server, offered
 
@@ -32,14 +31,26 @@ def failing(*refusals, before=""):
     return wrapped(before + seccomp.install(*refusals))
 
 
+def frozen(where, why, refused):
+    """What is said of a mount that was frozen: why it could not be unmounted, and why not made read-only."""
+    return "the end: busy: %s: %s: frozen, as it could not be made read-only: %s" % (where, why, refused)
+
+
+def expect_disk(machine, left="", command="RB_POWER_OFF", end="guest-shutdown"):
+    """The end, with that line of what was left over, if any, and what was written is on the disk; the figure for the table."""
+    figure = expect_left(machine, left, command) if left else expect_nothing_left(machine, command=command)
+    expect_saved(machine, "text", "text\n", end)
+    return figure
+
+
 def code_of(error):
     """EPERM as it stands in a scenario's name."""
     return errno.errorcode[error].lower()
 
 
-# ---- disks that cannot be released as usual
+# ---- disks that cannot be released as usual; a frozen one is as clean as an unmounted one, where nobody holds a deleted file
 
-@scenario(disks=[ROOT._replace(wanted=FROZEN)], changes=[failing(Refusal("mount", EPERM))], guest="""
+@scenario(disks=[ROOT], changes=[failing(Refusal("mount", EPERM))], guest="""
 for folder in /dev/pts /dev/shm /sys/fs/cgroup; do check "nothing is mounted" not grep " $folder " /proc/mounts; done
 echo text >/text
 power_off
@@ -49,9 +60,7 @@ def fault_mount(machine):
     for folder in "/dev/pts", "/dev/shm", "/sys/fs/cgroup":
         expect(machine, "pyinit1: boot: mount %s: .*%s" % (folder, strerror(EPERM)))
     expect(machine, r"pyinit1: server started: pid \d+")
-    figure = expect_left(machine, "the end: busy: /: the root: frozen, as it could not be made read-only: " + strerror(EPERM))
-    expect_saved(machine, "text", "text\n")
-    return figure
+    return expect_disk(machine, frozen("/", "the root", strerror(EPERM)))
 
 
 # The three calls that release a disk, the next where the last was refused; who holds a file there is gone by then.
@@ -61,9 +70,7 @@ UMOUNT, REMOUNT, FIFREEZE = Refusal("umount2", EBUSY), Refusal("mount", EINVAL, 
 def refusing_umount(error):
     """A scenario: umount2(2) fails with this error."""
     def run(machine):
-        figure = expect_left(machine, "the end: busy: /data: %s: read-only" % strerror(error))
-        expect_saved(machine, "text", "text\n")
-        return figure
+        return expect_disk(machine, "the end: busy: /data: %s: read-only" % strerror(error))
 
     run.__name__ = "fault_umount2_" + code_of(error)
     run.__doc__ = "umount2(2) fails with %s: the disk is made read-only, and clean." % errno.errorcode[error]
@@ -74,29 +81,22 @@ for each in EBUSY, EIO, EPERM:
     refusing_umount(each)
 
 
-@scenario(disks=[FROZEN_DATA], changes=[failing(UMOUNT, REMOUNT)], guest=DISK_AT_DATA + "power_off")
+@scenario(disks=[DATA], changes=[failing(UMOUNT, REMOUNT)], guest=DISK_AT_DATA + "power_off")
 def fault_remount(machine):
     """umount2(2) and the read-only remount fail: the disk is frozen, so that its journal needs no recovery."""
-    figure = expect_left(machine, "the end: busy: /data: %s: frozen, as it could not be made read-only: %s" % (
-        strerror(EBUSY), strerror(EINVAL)))
-    expect_saved(machine, "text", "text\n")
-    return figure
+    return expect_disk(machine, frozen("/data", strerror(EBUSY), strerror(EINVAL)))
 
 
 @scenario(disks=[SYNCED_DATA], changes=[failing(UMOUNT, REMOUNT, FIFREEZE)], guest=DISK_AT_DATA + "power_off")
 def fault_freeze(machine):
     """umount2(2), the remount and FIFREEZE fail: said, what was written is on the disk, and the machine ends all the same."""
-    figure = expect_left(machine, "the end: busy: /data: %s: left as it is: %s" % (strerror(EBUSY), strerror(EOPNOTSUPP)))
-    expect_saved(machine, "text", "text\n")
-    return figure
+    return expect_disk(machine, "the end: busy: /data: %s: left as it is: %s" % (strerror(EBUSY), strerror(EOPNOTSUPP)))
 
 
 def refusing_sync(error):
     """A scenario: sync(2) fails with this error."""
     def run(machine):
-        figure = expect_nothing_left(machine)
-        expect_saved(machine, "text", "text\n")
-        return figure
+        return expect_disk(machine)
 
     run.__name__ = "fault_sync_" + code_of(error)
     run.__doc__ = "sync(2) fails with %s, which nobody hears of: the disk is clean all the same." % errno.errorcode[error]
@@ -165,7 +165,7 @@ def fault_boot(machine):
         raise Failure("not logged, or too often", said)
 
 
-@scenario(disks=[FROZEN_DATA], changes=[failing(Refusal("mlockall", ENOMEM), Refusal("swapoff", EPERM))], guest=DISK_AT_DATA + """
+@scenario(disks=[DATA], changes=[failing(Refusal("mlockall", ENOMEM), Refusal("swapoff", EPERM))], guest=DISK_AT_DATA + """
 check "make a swap file" dd if=/dev/zero of=/data/swap bs=1M count=4
 check mkswap mkswap /data/swap
 check swapon swapon /data/swap
@@ -174,13 +174,11 @@ power_off
 def fault_mlockall_swapoff(machine):
     """mlockall(2) and swapoff(2) fail: both survived, and the disk with the swap file is frozen."""
     expect(machine, "pyinit1: the end: mlockall: .*" + strerror(ENOMEM))
-    figure = expect_left(machine, "the end: busy: /data: %s: frozen, as it could not be made read-only: %s" % ((strerror(EBUSY),) * 2))
-    expect_saved(machine, "text", "text\n")
-    return figure
+    return expect_disk(machine, frozen("/data", strerror(EBUSY), strerror(EBUSY)))
 
 
-@scenario(disks=[FROZEN_DATA], words="PYINIT1_GRACE=1", changes=[failing(Refusal("kill", EPERM, *EVERYBODY))], guest=DISK_AT_DATA + """
-sh -c 'exec 3>/data/held; echo text >&3; while :; do usleep 100000; done' &
+@scenario(disks=[DATA], words="PYINIT1_GRACE=1", changes=[failing(Refusal("kill", EPERM, *EVERYBODY))], guest=DISK_AT_DATA + """
+sh -c 'exec 3>/data/held; echo >&3; while :; do usleep 100000; done' &
 wait_until [ -s /data/held ]
 power_off
 """)
@@ -192,7 +190,7 @@ def fault_kill(machine):
             raise Failure("not logged", number)
     if not logged(machine, r"^pyinit1: others left behind: SIGKILL did not end them: pid \d+ sh"):
         raise Failure("not logged", "who was left behind")
-    expect_saved(machine, "held", "text\n")
+    expect_saved(machine, "text", "text\n")
     return figure
 
 
@@ -237,11 +235,9 @@ power_off
 """)
 def fault_fork(machine):
     """fork(2) fails with EAGAIN: the server is started when it works again; in the end the kernel makes the disk clean."""
-    expect(machine, "pyinit1: server not started: fork: Resource temporarily unavailable; trying again every second",
+    expect(machine, "pyinit1: server not started: fork: %s; trying again every second" % strerror(EAGAIN),
            r"pyinit1: server started: pid \d+", "^vm-test: ok ")
-    figure = expect_left(machine, "the end: disks: Resource temporarily unavailable: asking the kernel .*")
-    expect_saved(machine, "text", "text\n")
-    return figure
+    return expect_disk(machine, "the end: disks: %s: asking the kernel .*" % strerror(EAGAIN))
 
 
 # ---- self-update
@@ -254,9 +250,8 @@ def refusing_unshare(error):
     def run(machine):
         expect(machine, "pyinit1: self-update: re-exec", "pyinit1: crashed: RuntimeError: on purpose: at ",
                "pyinit1: self-update: a crash: the old file comes back", "pyinit1: taken over: ", "pyinit1: self-update: re-exec")
-        figure = expect_nothing_left(machine)
+        figure = expect_disk(machine)
         expect_same_server(machine, 3)
-        expect_saved(machine, "text", "text\n")
         return figure
 
     run.__name__ = "fault_unshare_" + code_of(error)
@@ -294,9 +289,8 @@ def fault_memfd_create(machine):
     """memfd_create(2) fails, and with it every re-exec: a self-update is refused with a word, and nothing has changed."""
     expect(machine, "pyinit1: self-update: refused: .*did not start: .*" + strerror(ENOSYS))
     machine.type("go")
-    figure = expect_nothing_left(machine)
+    figure = expect_disk(machine)
     expect_same_server(machine, 0)
-    expect_saved(machine, "text", "text\n")
     return figure
 
 
@@ -376,9 +370,8 @@ def fault_clock_update(machine):
     for _ in range(2):
         expect(machine, "pyinit1: self-update: re-exec", "pyinit1: crashed: RuntimeError: on purpose: at ",
                "pyinit1: self-update: a crash: the old file comes back")
-    figure = expect_nothing_left(machine)
+    figure = expect_disk(machine)
     expect_same_server(machine, 4)
-    expect_saved(machine, "text", "text\n")
     return figure
 
 
@@ -428,21 +421,6 @@ def minimal_library(tree):
             image.remove(tree, path)
 
 
-# Without ctypes nothing is mounted, so it is done here.
-MOUNTS = """#!/bin/busybox sh
-for type_folder in proc:proc sysfs:sys devtmpfs:dev tmpfs:run; do
-    busybox mount -t ${type_folder%%:*} ${type_folder%%:*} /${type_folder#*:}
-done
-exec /pyinit1.py "$@"
-"""
-
-
-def mounting(tree):
-    """/init is a script that mounts, and becomes pyinit1."""
-    image.add(tree, "pyinit1.py", tree["init"])
-    image.add(tree, "init", image.file(MOUNTS, 0o755))
-
-
 # The stand-in is Python, and needs what is not there.
 SHELL_SERVER = """#!/bin/sh
 trap 'echo "server: asked: SIGTERM"; exit 0' TERM
@@ -450,7 +428,9 @@ echo "server: ready"
 [ -e /run/scenario ] || { >/run/scenario; sh /etc/rc.scenario & }
 while :; do usleep 50000; done
 """
-NO_CTYPES = [offered(good=MARK % "good"), minimal_library, mounting, files({"sbin/zinit-server": SHELL_SERVER}, 0o755)]
+# pyinit1 can mount nothing then.
+NO_CTYPES = [offered(good=MARK % "good"), minimal_library, behind(image.MOUNTS + 'exec /pyinit1.py "$@"\n'),
+             files({"sbin/zinit-server": SHELL_SERVER}, 0o755)]
 
 
 def without_ctypes(name, request, command, end):
@@ -461,14 +441,11 @@ def without_ctypes(name, request, command, end):
         server = expect(machine, r"pyinit1: server started: pid (\d+)")[1]
         expect(machine, "pyinit1: self-update: re-exec", "pyinit1: taken over: server: pid %s$" % server, "server: asked: SIGTERM",
                "pyinit1: server ended: pid %s: exit status 0" % server)
-        figure = expect_left(machine, "the end: busy: /data: %s: frozen, as it could not be made read-only: %s" % (
-            (strerror(ENOSYS),) * 2), command)
-        expect_saved(machine, "text", "text\n", end)
-        return figure
+        return expect_disk(machine, frozen("/data", strerror(ENOSYS), strerror(ENOSYS)), command, end)
 
     run.__name__ = "fault_no_ctypes_" + name
     run.__doc__ = "Python without ctypes, json and the like: a server is kept, an update taken, the disk frozen; %s works." % name
-    scenario(disks=[FROZEN_DATA], changes=NO_CTYPES, end=end, guest=DISK_AT_DATA + IN_A_WRAPPER + """
+    scenario(disks=[DATA], changes=NO_CTYPES, end=end, guest=DISK_AT_DATA + IN_A_WRAPPER + """
 server() { pidof zinit-server; }
 for module in ctypes json resource termios shlex; do check "no $module" not python3 -IS -c "import $module"; done
 old=$PPID
