@@ -31,6 +31,8 @@ GUEST = """
 offer() { cp $1 $INIT.new && sha256sum $INIT.new >$INIT.new.sha256 || failed "to offer $1"; }
 update() { offer $1; kill -USR2 1; }
 runs() { [ -e /run/generation ] && [ "$(cat /run/generation)" = $1 ]; }
+soon() { tries=250; until "$@"; do tries=$((tries-1)); [ $tries -gt 0 ] || return; usleep 100000; done; }
+insist() { until update $1; soon runs ${1##*/}; do :; done; }           # a slow machine refuses what takes too long
 orphan() { (true &); }
 came_back() { orphan; [ ! -e $INIT.old ] && cmp -s $INIT /root/before; }
 none_left() { ! grep -q '^State:.Z' /proc/[0-9]*/status 2>/dev/null; }
@@ -83,7 +85,6 @@ INIT=/usr/sbin/init
 orphans=$!
 (while :; do dd if=/dev/zero of=/file bs=64k count=8 2>/dev/null; usleep 50000; done) &
 wait_until [ -s /file ]
-soon() { tries=250; until "$@"; do tries=$((tries-1)); [ $tries -gt 0 ] || return; usleep 100000; done; }
 sent=0
 for n in 1 2 3 4 5 6 7 8 9 10; do
     sed s/GENERATION/$n/ /root/generation >/root/next
