@@ -159,12 +159,17 @@ def services(**commands):
                   for name, command in commands.items()})
 
 
-def wrapped(statements):
-    """/init is a wrapper that runs these statements of Python and then executes pyinit1."""
+def behind(text):
+    """/init is this script, which does something and then executes pyinit1, now /pyinit1.py."""
     def change(tree):
         image.add(tree, "pyinit1.py", tree["init"])
-        image.add(tree, "init", image.file(WRAPPER % statements, 0o755))
+        image.add(tree, "init", image.file(text, 0o755))
     return change
+
+
+def wrapped(statements):
+    """/init is a wrapper that runs these statements of Python and then executes pyinit1."""
+    return behind(WRAPPER % statements)
 
 
 SHELL = files({"etc/zinit/services/console": ""})       # the stand-in's shell on the console
@@ -548,11 +553,8 @@ def read_only_root(machine):
     expect_end(machine, "RB_POWER_OFF")
 
 
-NO_BOOT_CAPABILITY = """
-os.mkdir("/proc") if not os.path.isdir("/proc") else None
-did(libc.mount(b"proc", b"/proc", b"proc", 0, None))
-did(libc.prctl(24, 22, 0, 0, 0))                # PR_CAPBSET_DROP, CAP_SYS_BOOT
-"""
+MOUNT_PROC = 'did(libc.mount(b"proc", b"/proc", b"proc", 0, None))\n'
+NO_BOOT_CAPABILITY = MOUNT_PROC + "did(libc.prctl(24, 22, 0, 0, 0))       # PR_CAPBSET_DROP, CAP_SYS_BOOT"
 
 
 # Who hangs in a frozen file system is ended once SysRq thaws it, and that is after PID 1 has parked.
