@@ -68,9 +68,12 @@ EXEMPT = {
     "module": "imports, constants and definitions, before the handler is in",
 }
 
-# Functions that have lines of the boot that no namespace executes; the others' are tried there, by tests/test_crash.py.
+# Functions that have lines of the boot that no namespace executes; all else of it is tried there, by tests/test_crash.py, and so are
+# trial starts and what is done after a crash, but for one while the disks are released.
 BOOT = ("boot", "call", "debug_wanted", "fill_descriptors", "get_ready", "hold", "Init.prepare", "link_dev", "load_libc", "Log.open",
         "look_at_root", "loopback_up", "mount", "mount_api", "raise_open_files", "reboot", "set_hostname", "step", "where_am_i")
+# A process that takes over in the end does what the one before it did, but for these.
+AGAIN = (*BOOT, "handed_over", "Init.adopt", "crashed")
 
 # What tells most: all that a step of the boot may raise, the end before the disks, the release of the disks, and its child.
 FEW = ("usual:boot-init:mount_api:SystemExit", "usual:end-init:Init.stop_others:MemoryError",
@@ -81,13 +84,12 @@ FEW = ("usual:boot-init:mount_api:SystemExit", "usual:end-init:Init.stop_others:
 LOST = "lost"               # not even what sync(2) promises
 CONDITIONS = (disks.CLEAN, disks.FROZEN, disks.SYNCED, LOST, disks.UNJUDGED)        # each is worse than the one before it
 RELEASING = disks.SYNCED    # what is demanded after an exception in PID 1 while the disks are released
-# By the beginning of the role; the first counts. A scenario may demand less.
-DEMANDS = (("disks-child", disks.FROZEN), ("disks-", None), ("", disks.CLEAN))           # None: RELEASING, or --releasing
+DEMANDS = (("disks-child", disks.FROZEN), ("disks-", RELEASING), ("", disks.CLEAN))      # by the beginning of the role: the first counts
 
 # ---- the machine
 
 DISKS = (("/", 192), ("/data", 32), ("/data/more", 32))         # where each is mounted, and its size in MiB
-LOOP = "/inside"            # a file system in the file `image` of /data
+LOOP = "/inside"            # where the file system in the file `image` of /data is mounted
 IMAGE_MIB, SWAP_BYTES = 8, 1 << 20
 WRITTEN = "text"            # what the file `text` of each file system says, written before the request
 SAVED = ("web", "left", "terminal")     # files of /data: what the service and the orphans save at the end
@@ -141,7 +143,6 @@ check swapon swapon /data/swap
 (setsid -c sh /root/terminal </dev/console >/dev/console 2>&1 &)
 for each in web left terminal; do wait_until [ -e /run/$each ]; done
 for folder in "" /data /data/more /inside; do echo text >$folder/text; done
-wait_until answers
 (true &)
 wait_until none_left
 check "the server is the same" same "$(field $$ 4)" $PPID
@@ -154,14 +155,14 @@ say asking again
 kill -TERM 1
 """
 
-# name. words: for the kernel. script: what the guest does before the request; it may wait for the deed from outside. conditions: of
-# DISKS, without an exception. saved: which of SAVED. reason: of the end, QMP's. demand: the most that is demanded of any disk.
-Scenario = collections.namedtuple("Scenario", "name words script deed conditions saved reason")
+# words: for the kernel. script: what the guest does before the request; it may wait for a deed from outside. best: the condition that
+# the scenario itself leaves DISKS and LOOP in. demand: for each of them, whatever the line. saved: which of SAVED. reason: of the end, QMP's.
+Scenario = collections.namedtuple("Scenario", "name words script deed best demand saved reason")
 SCENARIOS = {}
 
 
-def scenario(name, words="", script="", deed=None, conditions=(disks.CLEAN, disks.CLEAN, disks.CLEAN), saved=SAVED, reason=soak.POWER_OFF):
-    SCENARIOS[name] = Scenario(name, words, script, deed, conditions, saved, reason)
+def scenario(name, words="", script="", deed=None, best=(disks.CLEAN,) * 4, demand=disks.CLEAN, saved=SAVED, reason=soak.POWER_OFF):
+    SCENARIOS[name] = Scenario(name, words, script, deed, best, demand, saved, reason)
 
 
 def all_at_once(running):
@@ -186,10 +187,12 @@ def gets_slow(running):
     running.type("go")
 
 
+DEAF = 'STANDIN_FAULT="hung ignore-term" PYINIT1_STOP_TIMEOUT=2 PYINIT1_GRACE=1'
+
 # The first in which a line is executed is the one in which it is tried: the cheapest come first.
 scenario("usual")
 # The root's files were replaced: it can only be frozen.
-scenario("replaced", conditions=(disks.FROZEN, disks.CLEAN, disks.CLEAN), script="""
+scenario("replaced", best=(disks.FROZEN, disks.CLEAN, disks.CLEAN, disks.CLEAN), script="""
 for file in $(readlink -f /usr/bin/python3) /lib/*-linux-gnu/libc.so.6 /usr/lib/*-linux-gnu/libffi.so.8.*; do
     [ -e $file ] || continue
     check copy cp $file $file.new
@@ -197,29 +200,34 @@ for file in $(readlink -f /usr/bin/python3) /lib/*-linux-gnu/libc.so.6 /usr/lib/
 done
 """)
 # The server and an orphan are deaf, and killed.
-scenario("deaf", 'STANDIN_FAULT="hung ignore-term" PYINIT1_STOP_TIMEOUT=2 PYINIT1_GRACE=1', "(trap '' TERM HUP; sleep 10000) &\n")
-# There is no memory for a fork any more: the kernel is asked to do it.
-scenario("no-fork", script="echo 0 >/proc/sys/vm/overcommit_ratio\necho 2 >/proc/sys/vm/overcommit_memory\n")
-# A first exception in the end, and one while the disks are released.
+scenario("deaf", DEAF, "(trap '' TERM HUP; sleep 10000) &\n")
+# There is no memory for a fork any more, so the kernel is asked to release the disks; and what it does last to /data it does before
+# /inside, whose disk that is. Nor can a shell wait any more while it saves its work.
+scenario("no-fork", best=(disks.CLEAN, disks.CLEAN, disks.CLEAN, disks.UNJUDGED), saved=(), script="""
+echo 0 >/proc/sys/vm/overcommit_ratio
+echo 2 >/proc/sys/vm/overcommit_memory
+""")
+# A first exception before the disks are released, and one while they are.
 scenario("crash", "CRASH=stop_others")
-scenario("crash-releasing", "CRASH=follow_release")
+scenario("crash-releasing", "CRASH=follow_release", demand=RELEASING)
 # Seven SIGINT.
-scenario("hurry", 'STANDIN_FAULT="hung ignore-term" PYINIT1_STOP_TIMEOUT=2 PYINIT1_GRACE=1', ": >/run/asked\nwait_for_key\n", all_at_once,
-         (disks.SYNCED, disks.SYNCED, disks.SYNCED), (), soak.REBOOT)
-scenario("slow", script="""
-for limit in dirty_ratio dirty_background_ratio; do echo 90 >/proc/sys/vm/$limit; done
-wait_for_key
-dd if=/dev/zero of=/data/more/file bs=64k count=32 2>/dev/null
-""", deed=gets_slow)
+scenario("hurry", DEAF, ": >/run/asked\nwait_for_key\n", all_at_once, demand=disks.SYNCED, saved=(), reason=soak.REBOOT)
 # A file system is frozen, and who writes there sleeps uninterruptibly with a file of another open.
-scenario("frozen", "PYINIT1_GRACE=1", conditions=(disks.CLEAN, disks.FROZEN, disks.FROZEN), script="""
+scenario("frozen", "PYINIT1_GRACE=1", best=(disks.CLEAN, disks.FROZEN, disks.FROZEN, disks.CLEAN), script="""
 blocked() { grep -q "^State:.D" /proc/$1/status; }
 check freeze fsfreeze --freeze /data/more
 (exec 3>/data/held; echo more >/data/more/blocked) &
 wait_until blocked $!
 """)
+# A disk takes its time.
+scenario("slow", script="""
+for limit in dirty_ratio dirty_background_ratio; do echo 90 >/proc/sys/vm/$limit; done
+echo 64 >/sys/block/vdc/queue/max_sectors_kb
+wait_for_key
+dd if=/dev/zero of=/data/more/file bs=64k count=32 2>/dev/null
+""", deed=gets_slow)
 # A disk answers no more.
-scenario("dead", "PYINIT1_GRACE=1", conditions=(disks.CLEAN, disks.CLEAN, disks.UNJUDGED), deed=dies, script="""
+scenario("dead", "PYINIT1_GRACE=1", best=(disks.CLEAN, disks.CLEAN, disks.UNJUDGED, disks.CLEAN), deed=dies, script="""
 (while :; do dd if=/dev/zero of=/data/more/file bs=64k count=32 2>/dev/null; done) &
 wait_until [ -s /data/more/file ]
 wait_for_key
@@ -273,18 +281,26 @@ def executed(console, text):
     return {(role, line) for role, line in found if line <= last}
 
 
+def why_not(role, function):
+    """Why no line of this function is tried there; "" if each is."""
+    when, *_, who = role.split("-")
+    if function in EXEMPT:
+        return "exempt"
+    if who == "trial" or when == "boot" and function not in BOOT or when != "disks" and "-crash-" in role:
+        return "tried in namespaces"
+    return "as before the re-exec" if who == "again" and function not in AGAIN else ""
+
+
 def sort_out(recorded, text):
-    """(points without their exceptions, {why a line is not tried: their functions, counted}) of {scenario: {(role, line)}}."""
-    functions, points, seen = injection.functions_of(text), [], set()
-    left = {"exempt": collections.Counter(), "of the boot, and tried in namespaces": collections.Counter()}
+    """([(scenario, role, line)] to be tried, {why others are not: their functions, counted}) of {scenario: {(role, line)}}."""
+    functions, points, seen, left = injection.functions_of(text), [], set(), {}
     for name in SCENARIOS:
         for role, line in sorted(recorded.get(name, set()) - seen):
             seen.add((role, line))
             function = functions.get(line, "module")
-            if function in EXEMPT:
-                left["exempt"][function] += 1
-            elif role.startswith("boot-") and function.rpartition(".<")[0] not in BOOT and function not in BOOT:
-                left["of the boot, and tried in namespaces"][function] += 1
+            why = why_not(role, function)
+            if why:
+                left.setdefault(why, collections.Counter())[function] += 1
             else:
                 points.append((name, role, line))
     return points, left
@@ -360,9 +376,9 @@ def worse(*conditions):
     return max(conditions, key=CONDITIONS.index)
 
 
-def demand_for(role, releasing=RELEASING):
-    """What is demanded of the disks after an exception there; without one all."""
-    return next(demand for beginning, demand in DEMANDS if role.startswith(beginning)) or releasing
+def demand_for(role):
+    """What is demanded of the disks after an exception there."""
+    return next(demand for beginning, demand in DEMANDS if role.startswith(beginning))
 
 
 def look_at(paths, directory):
@@ -377,20 +393,20 @@ def look_at(paths, directory):
 
 
 def judge_disks(scenario, demand, found):
-    """(the condition of the worst of them, why no better one); as bad as the scenario makes it is clean. Failure if one is worse than
-    demanded, or lacks something."""
-    expected = [*scenario.conditions, scenario.conditions[1]]
+    """(the condition of the worst of them, why no better one); as good as the scenario lets it be is clean. Failure if one is worse
+    than demanded, or lacks something. `found`: look_at()."""
     outcome, whys = disks.CLEAN, []
-    for (where, condition, why, files), usual in zip(found, expected):
-        if usual == disks.UNJUDGED:
+    for (where, condition, why, files), best in zip(found, scenario.best):
+        if best == disks.UNJUDGED:
             continue
         if condition == LOST or files["text"] != WRITTEN + "\n":
             raise machine.Failure(LOST, "%s: what was written before the request is %r; %s" % (where, files["text"], why))
-        if CONDITIONS.index(condition) > CONDITIONS.index(usual):
+        if worse(condition, best) != best:
             outcome = worse(outcome, condition)
             whys.append("%s is %s: %s" % (where, condition, why))
-        if CONDITIONS.index(condition) > CONDITIONS.index(worse(usual, demand)):
-            raise machine.Failure("unclean", "%s is %s, demanded: %s: %s" % (where, condition, worse(usual, demand), why))
+        least = worse(best, scenario.demand, demand)
+        if worse(condition, least) != least:
+            raise machine.Failure("unclean", "%s is %s, demanded: %s: %s" % (where, condition, least, why))
     missing = [name for name in scenario.saved if found[1][3][name] != "saved\n"]
     if missing:
         raise machine.Failure("early", "had no time to save its work: %s" % ", ".join(missing))
@@ -470,7 +486,7 @@ def attempt(options, base, point, directory):
     if parked:
         return "parked", ""
     check_words(scenario, point, console)
-    return judge_disks(scenario, demand_for(point.role, options.releasing), look_at(paths, directory))
+    return judge_disks(scenario, demand_for(point.role), look_at(paths, directory))
 
 
 def judge(options, base, point, directory):
@@ -499,7 +515,7 @@ def repeat_line(options, point):
     """The command that repeats one line."""
     words = ["vm-test/faults.py", in_words(point), "--arch", options.arch]
     words += ["--init", str(options.init)] if options.init != PYINIT1 else []
-    return machine.shell_line(words + (["--releasing", options.releasing] if options.releasing != RELEASING else []))
+    return machine.shell_line(words)
 
 
 def failure_line(options, result, directory):
@@ -606,8 +622,6 @@ def parse(words):
     parser.add_argument("--arch", default=None, choices=packages.ARCHITECTURES, help="the guests' architecture (default: this machine's)")
     parser.add_argument("--init", type=pathlib.Path, default=PYINIT1, metavar="FILE", help="what becomes /sbin/init (default: pyinit1.py)")
     parser.add_argument("--jobs", type=soak.positive, default=1, metavar="N", help="so many machines at a time (default: 1)")
-    parser.add_argument("--releasing", default=RELEASING, choices=CONDITIONS[:3], help="what is demanded of the disks after an exception in PID 1 "
-                        "while they are released (default: %(default)s)")
     parser.add_argument("--patience", type=float, default=PATIENCE, metavar="S",
                         help="seconds without what has to come that make a hang (default: %(default)g)")
     parser.add_argument("--keep", action="store_true", help="keep the consoles of all machines, not only of those that failed")
