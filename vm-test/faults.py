@@ -36,6 +36,7 @@ import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
 import traceback
 
@@ -96,7 +97,8 @@ SAVED = ("web", "left", "terminal")     # files of /data: what the service and t
 
 # When a line is executed: for the hook's role.
 WHEN = """("disks-" if "release_disks" in called else "end-" if os.path.exists("/run/asked") else "boot-") + "crash-" * ("go_on" in called)"""
-PLAN = '[word for word in os.environ.get("FAULT", "").split(":") if word]'         # the kernel hands it over
+# The plan: a word that the kernel hands over, or, in a machine that goes on from where another one was saved, one of a file.
+PLAN = """(os.environ.get("FAULT") or os.path.exists("/run/plan") and read_file("/run/plan").decode() or "").replace(":", " ").split()"""
 
 # The first exception of the scenarios that have one: where the method $CRASH of Init is called.
 CRASH = """
@@ -146,6 +148,11 @@ for folder in "" /data /data/more /inside; do echo text >$folder/text; done
 (true &)
 wait_until none_left
 check "the server is the same" same "$(field $$ 4)" $PPID
+if [ -z "$FAULT" ]; then
+    say saved
+    read -r plan </dev/console
+    echo "$plan" >/run/plan
+fi
 . /root/scenario-$SCENARIO
 : >/run/asked
 say asking
@@ -327,7 +334,7 @@ Result = collections.namedtuple("Result", "point verdict details seconds console
 
 
 def play(scenario, running, clock):
-    """From the boot to the end. Failure says what went wrong; -> whether it is parked before anything was started."""
+    """To the end. Failure says what went wrong; -> whether it is parked before anything was started."""
     begun = "vm-test: (?:ready|asking)$|pyinit1: parked: "
     soak.wait_for(running, begun, clock)
     text = running.console.text
@@ -339,7 +346,7 @@ def play(scenario, running, clock):
         scenario.deed(running)
     soak.wait(running, "end", lambda: running.console.ended or running.console.find("pyinit1: parked: "), clock)
     if not running.console.ended:
-        raise machine.Failure("hang", "parked in the end; %s" % soak.ask_the_kernel(running))
+        raise machine.Failure("hang", "parked; %s" % soak.ask_the_kernel(running))
     judgement, details = soak.end_of(running)
     if judgement != scenario.reason:
         raise soak.wrong_end(judgement, details, "expected: " + scenario.reason)
@@ -415,8 +422,12 @@ def judge_disks(scenario, demand, found):
 
 # ---- one machine, and all of them
 
+# What machines start from; state: of a machine that was saved, console: the text that it had by then.
+Base = collections.namedtuple("Base", "kernel initramfs disks state console", defaults=(None, ""))
+
+
 def make_base(options, directory):
-    """What all machines start from, made once: (kernel, initramfs, [a disk for each of DISKS])."""
+    """The Base of all machines, made once."""
     hook = injection.hook(PLAN, "/dev/console", "/run/raised", WHEN)
     (directory / "init").write_text(injection.with_statements(options.init.read_text(), CRASH + hook))
     tree = image.machine_tree(options.arch, directory / "init")
@@ -437,29 +448,69 @@ def make_base(options, directory):
     for content, path, (_, mebibytes) in zip((root, data, {"image": inner}), paths, DISKS):
         disks.write(content, path, mebibytes)
     image.write_initramfs(small, directory / "initramfs")
-    return image.kernel(options.arch), directory / "initramfs", paths
+    return Base(image.kernel(options.arch), directory / "initramfs", paths)
 
 
 def kernel_words(architecture, scenario, plan):
     """The kernel's command line. No tests of its own ciphers: a second and a half."""
     return machine.kernel_words(architecture, " ".join(filter(None, [
-        "sysrq_always_enabled", "cryptomgr.notests", "SCENARIO=" + scenario.name, "FAULT=" + plan, scenario.words])))
+        "sysrq_always_enabled", "cryptomgr.notests", "SCENARIO=" + scenario.name, plan and "FAULT=" + plan, scenario.words])))
+
+
+def copied(originals, directory):
+    """The machine's own disks."""
+    paths = [directory / original.name for original in originals]
+    for original, path in zip(originals, paths):
+        packages.run(["cp", "--sparse=always", original, path])
+    return paths
 
 
 def live(options, base, scenario, plan, directory):
     """One machine by this plan, in `directory`: (parked?, its disks, its console's text). Failure says what went wrong."""
-    kernel, initramfs, originals = base
-    paths = [directory / original.name for original in originals]
-    for original, path in zip(originals, paths):
-        packages.run(["cp", "--sparse=always", original, path])
-    parts = (kernel, initramfs, kernel_words(options.arch, scenario, plan), paths)
-    (directory / "command").write_text(machine.shell_line(machine.qemu_argv(options.arch, *parts, kvm=machine.kvm_wanted())) + "\n")
-    with machine.Machine(options.arch, *parts) as running:
-        try:
-            parked = play(scenario, running, soak.Patience(running.process.pid, options.patience))
-        finally:
-            (directory / "console").write_text(running.console.drain(), encoding="utf-8")
-    return parked, paths, running.console.text
+    paths = copied(base.disks, directory)
+    with machine.Machine(options.arch, base.kernel, base.initramfs, kernel_words(options.arch, scenario, plan), paths) as running:
+        return end_of_life(options, scenario, running, directory)
+
+
+def resume(options, saved, scenario, plan, directory):
+    """The same from where a machine was saved: a third of the time."""
+    paths = copied(saved.disks, directory)
+    with machine.Machine(options.arch, saved.kernel, saved.initramfs, kernel_words(options.arch, scenario, ""), paths, state=saved.state) as running:
+        running.console.text, running.console.position = saved.console, len(saved.console)
+        running.type(plan)
+        return end_of_life(options, scenario, running, directory)
+
+
+def end_of_life(options, scenario, running, directory):
+    """What live() and resume() return."""
+    try:
+        parked = play(scenario, running, soak.Patience(running.process.pid, options.patience))
+    finally:
+        (directory / "console").write_text(running.console.drain(), encoding="utf-8")
+    return parked, running.disks, running.console.text
+
+
+class Saved:
+    """For each scenario a machine that has booted, saved when the first one is to go on from there."""
+
+    def __init__(self, options, base, directory):
+        self.options, self.base, self.directory = options, base, directory
+        self.locks, self.made = {name: threading.Lock() for name in SCENARIOS}, {}
+
+    def of(self, name):
+        """The Base of a scenario's machines. Failure if it cannot be made."""
+        with self.locks[name]:
+            if name not in self.made:
+                self.made[name] = self.save(SCENARIOS[name], self.directory / ("saved-" + name))
+        return self.made[name]
+
+    def save(self, scenario, directory):
+        directory.mkdir(exist_ok=True)
+        base, paths = self.base, copied(self.base.disks, directory)
+        with machine.Machine(self.options.arch, base.kernel, base.initramfs, kernel_words(self.options.arch, scenario, ""), paths) as running:
+            soak.wait_for(running, "vm-test: saved$", soak.Patience(running.process.pid, self.options.patience))
+            running.save(directory / "state")
+            return base._replace(disks=paths, state=directory / "state", console=running.console.drain())
 
 
 def console_of(directory):
@@ -477,10 +528,13 @@ def record(options, base, name, directory):
     return executed(console, options.text)
 
 
-def attempt(options, base, point, directory):
-    """One machine with a fault: (verdict, details). Failure says what went wrong."""
-    scenario = SCENARIOS[point.scenario]
-    parked, paths, console = live(options, base, scenario, in_words(point[1:]), directory)
+def attempt(options, base, saved, point, directory):
+    """One machine with a fault: (verdict, details). Failure says what went wrong. `saved`: None if it is to boot in any case."""
+    scenario, plan = SCENARIOS[point.scenario], in_words(point[1:])
+    if saved and not point.role.startswith("boot-"):
+        parked, paths, console = resume(options, saved.of(point.scenario), scenario, plan, directory)
+    else:
+        parked, paths, console = live(options, base, scenario, plan, directory)
     if "raised %s %d\n" % (point.role, point.line) not in console:
         return "not reached", ""
     if parked:
@@ -489,14 +543,14 @@ def attempt(options, base, point, directory):
     return judge_disks(scenario, demand_for(point.role), look_at(paths, directory))
 
 
-def judge(options, base, point, directory):
+def judge(options, base, saved, point, directory):
     """One point's Result; whatever goes wrong is its own failure. What was not reached, or was the host's doing, gets a second machine."""
     started = time.monotonic()
     for _ in range(2):
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
         try:
-            verdict, details = attempt(options, base, point, directory)
+            verdict, details = attempt(options, base, saved, point, directory)
         except machine.Failure as why:
             verdict, details = VERDICT_OF.get(why.judgement, "other"), str(why)
         except Exception as why:
@@ -550,12 +604,13 @@ def run_all(options, directory, results):
     """Run the machines, `jobs` at a time, and append to `results`; a line for each failure. -> what was not tried: sort_out()."""
     base = make_base(options, directory)
     pool = concurrent.futures.ThreadPoolExecutor(options.jobs)      # no "with": that would wait for the machines after ^C
-    points, left = options.points, {}
+    points, left, saved = options.points, {}, None
     if not points:
+        saved = Saved(options, base, directory)
         found, left = sort_out(record_all(options, base, directory, pool), options.text)
         points = choose(found, options.sample, options.seed)
         print("faults: %d lines that are executed, %d of them tried" % (len(found), len(points)), flush=True)
-    futures = [pool.submit(judge, options, base, point, directory / directory_name(point)) for point in points]
+    futures = [pool.submit(judge, options, base, saved, point, directory / directory_name(point)) for point in points]
     for future in concurrent.futures.as_completed(futures):
         result = future.result()
         results.append(result)
@@ -598,7 +653,7 @@ def remarks(options, results, left):
     """Lines below the table: what was not tried, and where what was survived was not all as it is without an exception."""
     functions, lines = injection.functions_of(options.text), []
     for why, found in left.items():
-        lines.append("not tried, %s: %d lines: %s" % (why, sum(found.values()), counted(found)))
+        lines.append("not tried, %s: %d lines%s" % (why, sum(found.values()), ": " + counted(found) if why == "exempt" else ""))
     for verdict in (disks.FROZEN, disks.SYNCED, "parked", "not reached"):
         found = collections.Counter("%s %s" % (result.point.role, functions.get(result.point.line, "module"))
                                     for result in results if result.verdict == verdict)

@@ -13,8 +13,9 @@ EXCEPTIONS = ("ZeroDivisionError", "MemoryError", "RecursionError", "SystemExit"
 # For a plain process, too.
 IN_TRIALS_NAMESPACE = 'os.readlink("/proc/self/ns/pid") != os.readlink("/proc/1/ns/pid")'
 
-# `plan` is an expression, for a list of words; `when` one for what stands before the role: it may look at `called`, the names of the
-# functions that this process has called. `to` is the file that is written to, `raised` the one that is there after the exception.
+# `plan` is an expression, for a list of words; while that is empty it is asked again, at each call. `when` is one for what stands before
+# the role: it may look at `called`, the names of the functions that this process has called. `to` is the file that is written to,
+# `raised` the one that is there after the exception.
 HOOK = """
 def trace_for_a_test():
     role_at_start = "trial" if %(trial)s else "again" if sys.argv[1:2] == ["--adopt-server"] else "init"
@@ -49,13 +50,14 @@ def trace_for_a_test():
             return None
         if event == "call":
             called.add(frame.f_code.co_name)
-        elif event == "line" and plan[0] == "record":
+            plan[:] = plan or %(plan)s
+        elif event == "line" and plan == ["record"]:
             record(frame.f_lineno)
-        elif event == "line" and frame.f_lineno == int(plan[1]) and role() == plan[0]:
+        elif event == "line" and plan and frame.f_lineno == int(plan[1]) and role() == plan[0]:
             raise_once(frame.f_lineno)
         return trace
 
-    if plan and (plan[0] == "record" or not os.path.exists("%(raised)s")):
+    if not os.path.exists("%(raised)s"):
         sys.settrace(trace)
 
 
