@@ -26,6 +26,7 @@ import argparse
 import ast
 import collections
 import concurrent.futures
+import functools
 import hashlib
 import os
 import pathlib
@@ -271,6 +272,7 @@ def parse_point(word, text, seed):
     return Point(scenario, role, number, exception)
 
 
+@functools.cache
 def first_lines(text):
     """{function: the line of its first statement, without its docstring}."""
     functions, first = injection.functions_of(text), {}
@@ -339,14 +341,14 @@ def play(scenario, running, clock):
     soak.wait_for(running, begun, clock)
     text = running.console.text
     if "pyinit1: parked: " in text:
-        if "pyinit1: server started: " in text:
+        if re.search("pyinit1: server started: |server: ready: ", text):
             raise machine.Failure("hang", "parked, and there was a server")
         return True
     if scenario.deed:
         scenario.deed(running)
     soak.wait(running, "end", lambda: running.console.ended or running.console.find("pyinit1: parked: "), clock)
     if not running.console.ended:
-        raise machine.Failure("hang", "parked; %s" % soak.ask_the_kernel(running))
+        raise machine.Failure("hang", "parked after the request")
     judgement, details = soak.end_of(running)
     if judgement != scenario.reason:
         raise soak.wrong_end(judgement, details, "expected: " + scenario.reason)
@@ -357,7 +359,7 @@ def check_words(scenario, point, console):
     """Failure if the console tells of what may not be."""
     starts = len(re.findall(r"server: ready: pid \d+$", console, re.MULTILINE))
     if starts != 1:
-        raise machine.Failure("twice", "the server was started %d times" % starts)
+        raise machine.Failure("twice" if starts else "other", "the server was started %d times" % starts)
     # What the handler of the signal itself could not note is lost with the crash.
     if "vm-test: asking again" in console and not (point and re.search("pyinit1: crashed: .* > note:", console)):
         raise machine.Failure("hang", "the request was not heard")
@@ -638,10 +640,12 @@ COLUMNS = ("tried", "survived", *COUNTED, "failed", "median s")
 
 def table(results):
     """The lines of the table: who executed the line and when, and all."""
+    if not results:
+        return []
     roles = list(dict.fromkeys(result.point.role for result in sorted(results, key=lambda each: list(SCENARIOS).index(each.point.scenario))))
     rows = [row(role, [result for result in results if result.point.role == role]) for role in roles]
     return ["%-20s" % first + "".join("%12s" % word for word in words)
-            for first, *words in [("who, and when", *COLUMNS), *rows, row("all", results)] if results]
+            for first, *words in [("who, and when", *COLUMNS), *rows, row("all", results)]]
 
 
 def counted(functions):

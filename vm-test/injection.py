@@ -6,6 +6,7 @@ EXCEPTION. A role is who executes the line: `init`, that is our PID 1 (or the pl
 """
 
 import ast
+import functools
 
 LAST = 'if __name__ == "__main__":\n    # As long as'       # pyinit1.py's last statement begins so
 EXCEPTIONS = ("ZeroDivisionError", "MemoryError", "RecursionError", "SystemExit", "KeyboardInterrupt")
@@ -78,6 +79,7 @@ def with_statements(text, statements):
     return text.replace(LAST, statements + LAST)
 
 
+@functools.cache
 def functions_of(text):
     """{line: the name of the innermost function that it is in}; what is in none is the module's."""
     names = {}
