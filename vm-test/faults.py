@@ -78,7 +78,7 @@ BOOT = ("boot", "call", "debug_wanted", "fill_descriptors", "get_ready", "hold",
 AGAIN = (*BOOT, "handed_over", "Init.adopt", "crashed")
 
 # What tells most: all that a step of the boot may raise, the end before the disks, the release of the disks, and its child.
-FEW = ("usual:boot-init:mount_api:SystemExit", "usual:end-init:Init.stop_others:MemoryError",
+FEW = ("usual:boot-init:mount_api:MemoryError", "usual:end-init:Init.stop_others:MemoryError",
        "usual:disks-init:Init.follow_release:ZeroDivisionError", "usual:disks-child:Release.unmount:RecursionError")
 
 # ---- how clean a disk must be
