@@ -155,20 +155,27 @@ POINT = faults.Point("usual", "end-init", 17, "MemoryError")
 @pytest.mark.parametrize("more, judgement", [
     ("", None), ("server: ready: pid 7\n", "twice"), ("server: service killed: web\n", "early"), ("vm-test: asking again\n", "hang"),
     ("pyinit1: crashed: it: at turn:1 > note:2 > trace:3\nvm-test: asking again\n", None),
-    ("[ 1.0] EXT4-fs error (device vda)\n", "other"), ("[ 1.0] BUG: it\n", "other"),
 ])
 def test_what_a_console_may_not_say(more, judgement):
     if judgement is None:
-        faults.check_words(faults.SCENARIOS["usual"], POINT, STARTED + more)
+        faults.check_words(POINT, STARTED + more)
         return
     with pytest.raises(machine.Failure) as caught:
-        faults.check_words(faults.SCENARIOS["usual"], POINT, STARTED + more)
+        faults.check_words(POINT, STARTED + more)
     assert caught.value.judgement == judgement
 
 
 def test_a_console_without_a_server_is_a_failure():
     with pytest.raises(machine.Failure, match="started 0 times"):
-        faults.check_words(faults.SCENARIOS["usual"], POINT, "")
+        faults.check_words(POINT, "")
+
+
+@pytest.mark.parametrize("complaint", ["[ 1.0] EXT4-fs error (device vda)\n", "[ 1.0] I/O error, dev vdb\n", "[ 1.0] BUG: it\n"])
+def test_what_the_kernel_complains_of_is_a_failure_where_no_disk_was_in_use_or_dead(complaint):
+    with pytest.raises(machine.Failure, match="other: "):
+        faults.check_complaints(faults.SCENARIOS["usual"], CLEAN, STARTED + complaint)
+    faults.check_complaints(faults.SCENARIOS["usual"], SYNCED, STARTED + complaint)
+    faults.check_complaints(faults.SCENARIOS["dead"], CLEAN, STARTED + complaint)
 
 
 # ---- the disks
