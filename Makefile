@@ -24,10 +24,10 @@ SOME := disk-busy-writer disk-names disk-stacked root-on-a-disk root-upgraded up
 SCENARIOS = $(shell vm-test/run --list | awk '$$1 !~ /^(disk|root|zinit|update|crash|pids|fault)/ { print $$1 }') $(SOME)
 ON_OTHER := boot poweroff-link soft-restart reboot-refused disk-busy-writer root-on-a-disk fault-reboot-eio
 
-.PHONY: help boot test faults fuzz soak interop clean boot-needs soak-needs test-needs venv
+.PHONY: help boot test faults faults-vm fuzz soak interop clean boot-needs soak-needs test-needs venv
 
 help:           ## this text
-	@sed -n 's/^\([a-z]*\): .*## /    make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
+	@sed -n 's/^\([a-z-]*\): .*## /    make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
 
 boot: boot-needs ## a machine on this terminal, pyinit1.py as its /init (ARCH=amd64; ZINIT=DIR: the real zinit-server of DIR)
 	@vm-test/run --boot --arch $(ARCH) $(if $(ZINIT),--zinit '$(ZINIT)')
@@ -37,6 +37,7 @@ test: test-needs venv ## every test: pure functions, namespaces, Docker, and mac
 	$(PYTEST) -q tests --ignore=tests/interop || status=1; \
 	vm-test/run --arch $(HOST) --jobs 2 $(SCENARIOS) || status=1; \
 	vm-test/run --arch $(OTHER) --jobs 2 $(ON_OTHER) || status=1; \
+	vm-test/faults.py --arch $(HOST) --jobs 2 few || status=1; \
 	exit $$status
 
 soak: soak-needs ## N=200 machines that end at random, with what misbehaves; their disks checked (SEED=, ARCH=, JOBS=2, INIT=FILE)
@@ -44,6 +45,9 @@ soak: soak-needs ## N=200 machines that end at random, with what misbehaves; the
 
 faults: test-needs venv ## an exception at every line of pyinit1.py that is executed, one run each: 7 minutes
 	@PYINIT1_FAULTS=all $(PYTEST) -q tests/test_crash.py
+
+faults-vm: soak-needs ## the same for what only a machine executes, one machine a line: half an hour (N=all lines, SEED=, ARCH=, JOBS=2, INIT=FILE)
+	@vm-test/faults.py --arch $(ARCH) --jobs $(or $(JOBS),2) $(if $(SEED),--seed $(SEED)) $(if $(INIT),--init '$(INIT)') $(or $(N),all)
 
 fuzz:           ## N=1000 random schedules of signals, deaths, updates, crashes and ends, against a model (SEED=, JOBS=4, INIT=FILE): ten minutes
 	@tests/fuzz.py --jobs $(or $(JOBS),4) $(if $(SEED),--seed $(SEED)) $(if $(INIT),--init '$(INIT)') $(or $(N),1000)

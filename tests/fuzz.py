@@ -34,8 +34,9 @@ if __name__ == "__main__" and "--init" in sys.argv[:-1]:        # helpers reads 
 
 import helpers
 from helpers import SECONDS, Namespace, Process, child_pids, is_alive, poll
-from injecting import EXCEPTIONS, IN_TRIALS_NAMESPACE
 from updating import Updatable, from_here, generation, quiet
+
+from injection import EXCEPTIONS, IN_TRIALS_NAMESPACE
 
 STOP_TIMEOUT, GRACE = 4, 10         # s: what the copy gives the server, and the others
 IDLE = 0.08                         # s: longer than pyinit1.py ever sleeps while it has something under way, see LOOK_AGAIN

@@ -1,11 +1,9 @@
 """pyinit1.py with an exception at a line: a copy that traces itself, the lives that it is put through, and what must be true after.
 
-Only the tests' copy has this in it. /run/plan says what it does: `record` (write each line that is executed to /run/executed,
-as "ROLE LINE"), or `ROLE LINE EXCEPTION`: raise that there, once. A role is who executes the line: `init`, that is our PID 1 (or
-the plain process), `again`, the same after a re-exec, `child`, a child of its before exec, or `trial`, a trial start. The copy's lines have pyinit1.py's numbers.
+/run/plan says what the copy does, in the words of injection.py: `record` (write each line that is executed to /run/executed), or
+`ROLE LINE EXCEPTION`: raise that there, once.
 """
 
-import ast
 import contextlib
 import os
 import re
@@ -14,12 +12,9 @@ import tempfile
 import time
 
 from helpers import PYINIT1, SECONDS, Namespace, Process, is_alive, poll
-from updating import LAST, ON_TRIAL, Updatable, from_here, quiet
+from updating import ON_TRIAL, Updatable, from_here, quiet
 
-EXCEPTIONS = ("ZeroDivisionError", "MemoryError", "RecursionError", "SystemExit", "KeyboardInterrupt")
-
-# For a plain process, too.
-IN_TRIALS_NAMESPACE = 'os.readlink("/proc/self/ns/pid") != os.readlink("/proc/1/ns/pid")'
+import injection
 
 # The copy's waits are shorter, where what is waited for is only that time passes.
 SHORTER = """
@@ -29,56 +24,17 @@ LISTEN_LIMIT = 1.0
 RESTART_LIMIT = 1.0
 """
 
-HOOK = """
-def trace_for_a_test():
-    role_at_start = "trial" if %s else "again" if sys.argv[1:2] == ["--adopt-server"] else "init"
-    pid_at_start, this_file = os.getpid(), sys._getframe().f_code.co_filename
-    plan = read_file("/run/plan").decode().split()
-    recorded = set()
-
-    def role():
-        return role_at_start if role_at_start == "trial" or os.getpid() == pid_at_start else "child"
-
-    def record(line):
-        if (role(), line) not in recorded:
-            recorded.add((role(), line))
-            fd = os.open("/run/executed", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.write(fd, b"%%s %%d\\n" %% (role().encode(), line))
-            os.close(fd)
-
-    def raise_once():
-        try:
-            os.close(os.open("/run/raised", os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return
-        import builtins
-        raise getattr(builtins, plan[2])("on purpose")
-
-    def trace(frame, event, _):
-        if frame.f_code.co_filename != this_file:
-            return None
-        if event == "line" and plan[0] == "record":
-            record(frame.f_lineno)
-        elif event == "line" and frame.f_lineno == int(plan[1]) and role() == plan[0]:
-            raise_once()
-        return trace
-
-    if plan[0] == "record" or not os.path.exists("/run/raised"):
-        sys.settrace(trace)
-
-
+SAYS = """
+GENERATION = %d
 if __name__ == "__main__":
     os.write(2, b"generation: %%d\\n" %% GENERATION)
-    trace_for_a_test()
-
-""" % IN_TRIALS_NAMESPACE
+"""
 
 
 def traced(number, more=""):
     """The copy, of this generation; `more` is put before its last statement."""
-    text = PYINIT1.read_text()
-    assert text.count(LAST) == 1
-    return text.replace(LAST, "GENERATION = %d\n" % number + SHORTER + more + HOOK + LAST)
+    hook = injection.hook('read_file("/run/plan").decode().split()', "/run/executed", "/run/raised")
+    return injection.with_statements(PYINIT1.read_text(), SHORTER + more + SAYS % number + hook)
 
 
 # A copy that crashes by itself: once, at the first SIGHUP.
@@ -121,7 +77,7 @@ class Life:
     def executed(self):
         """{(role, line)} of a life that was recorded."""
         text = (self.namespace.run_directory / "executed").read_text()
-        return {(line.split()[0], int(line.split()[1])) for line in text.splitlines()}
+        return {(line.split()[1], int(line.split()[2])) for line in text.splitlines()}
 
     # -- steps
 
@@ -350,20 +306,3 @@ def live(scenario, plan):
         if wrong and life.was_raised and not re.search("^(server|command|web): ready: pid", life.log, re.M) and ended:
             wrong = "not started"
         return life, wrong
-
-
-def functions_of(path=PYINIT1):
-    """{line: the name of the innermost function that it is in}; what is in none is the module's."""
-    names = {}
-
-    def visit(node, name):
-        for child in ast.iter_child_nodes(node):
-            inner = name
-            if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
-                inner = name + "." * bool(name) + child.name
-                for line in range(child.lineno, child.end_lineno + 1) if isinstance(child, ast.FunctionDef) else ():
-                    names[line] = inner
-            visit(child, inner)
-
-    visit(ast.parse(path.read_text()), "")
-    return names

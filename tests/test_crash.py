@@ -12,8 +12,10 @@ import time
 import pytest
 
 from helpers import PYINIT1, SECONDS, is_alive, poll
-from injecting import EXCEPTIONS, SCENARIOS, functions_of, live
+from injecting import SCENARIOS, live
 from updating import Updatable, from_here, generation, quiet
+
+from injection import EXCEPTIONS, functions_of
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="not root: every folder has an owner who is neither root nor us")
 
@@ -66,7 +68,7 @@ def in_words(counts):
 def test_an_exception_at_any_line_costs_nothing(figure):
     """Same server, and a request to end ends all in order; in the end: it is finished, and no server is started."""
     wanted, seed = os.environ.get("PYINIT1_FAULTS", str(SAMPLE)), int(os.environ.get("PYINIT1_FAULTS_SEED") or SEED)
-    names, found = functions_of(), recorded()
+    names, found = functions_of(PYINIT1.read_text()), recorded()
     exempt = {key for key in found if names.get(key[1], "module") in EXEMPT}
     keys = sorted(found.keys() - exempt)
     if wanted != "all":

@@ -7,8 +7,9 @@ import subprocess
 
 from helpers import PYINIT1, SECONDS, Process, pending, poll
 
+from injection import with_statements
+
 LET_GO = 2.0                # s: then strace waits for what will never come
-LAST = 'if __name__ == "__main__":\n    # As long as'       # pyinit1.py's last statement begins so
 # Is this a trial start, and not the PID 1 that we know?
 ON_TRIAL = '(os.getpid() != 1 or os.readlink("/proc/self/ns/pid") != os.readlink("/proc/1/ns/pid"))'
 
@@ -38,8 +39,8 @@ def generation(number, early="", late=""):
     """
     says = SAYS % number
     text, count = re.subn("(?m)^VERSION = .*$", lambda match: match[0] + says + early, PYINIT1.read_text())
-    assert count == 1 and text.count(LAST) == 1
-    return text.replace(LAST, late + "\n" + LAST)
+    assert count == 1
+    return with_statements(text, late + "\n")
 
 
 class Updatable:

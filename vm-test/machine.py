@@ -52,11 +52,11 @@ def kernel_words(architecture, words="", console=USUAL):
     return " ".join(filter(None, (consoles[console], "panic=-1", "quiet", board.words, words)))
 
 
-def qemu_argv(architecture, kernel, initramfs, words, disks=(), memory=MEMORY, console=USUAL, qmp=None, kvm=False):
+def qemu_argv(architecture, kernel, initramfs, words, disks=(), memory=MEMORY, console=USUAL, qmp=None, kvm=False, state=None):
     """QEMU's command line. The serial console is its standard input and output; `disks` are the files of /dev/vda and so on.
 
     With `qmp`, the number of a connected socket, the console is all that is there: for tests. Without, it shares the terminal
-    with QEMU's monitor, and Ctrl-A X leaves QEMU.
+    with QEMU's monitor, and Ctrl-A X leaves QEMU. `state`: the file of a Machine.save() of the same machine, which goes on from there.
     """
     board = BOARDS[architecture]
     if qmp is None:
@@ -70,7 +70,8 @@ def qemu_argv(architecture, kernel, initramfs, words, disks=(), memory=MEMORY, c
                      "-device", "virtio-blk-pci,request-merging=off,id=%s,drive=drive%d" % (disk_name(number), number)]
     return [board.program, *board.arguments, "-accel", "kvm" if kvm else "tcg", "-cpu", "host" if kvm else "max",
             "-m", str(memory), "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", *channels,
-            "-kernel", str(kernel), "-initrd", str(initramfs), "-append", words]
+            "-kernel", str(kernel), "-initrd", str(initramfs), "-append", words,
+            *(("-incoming", "exec:cat " + shlex.quote(str(state))) if state else ())]
 
 
 def disk_name(number):
@@ -104,17 +105,19 @@ def meaning(reason, console):
 class Machine:
     """A running machine. A context manager: at its end QEMU is gone, whatever happened."""
 
-    def __init__(self, architecture, kernel, initramfs, words, disks=(), memory=MEMORY, console=USUAL):
+    def __init__(self, architecture, kernel, initramfs, words, disks=(), memory=MEMORY, console=USUAL, state=None):
         self.disks = disks
         self.foreign = False        # is its /init another one than pyinit1, which logs nothing of what pyinit1 logs?
         ours, theirs = socket.socketpair()
-        argv = qemu_argv(architecture, kernel, initramfs, words, disks, memory, console, qmp=theirs.fileno(), kvm=kvm_wanted())
+        argv = qemu_argv(architecture, kernel, initramfs, words, disks, memory, console, qmp=theirs.fileno(), kvm=kvm_wanted(), state=state)
         with theirs:        # setpriv: whatever becomes of us, QEMU goes with the thread that started it
             self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *argv], stdin=subprocess.PIPE, bufsize=0,
                                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=[theirs.fileno()])
         self.console = waiting.Lines(self.process.stdout, "console")
         self.socket, self.qmp = ours, waiting.Lines(ours, "QMP")
         self.ask("qmp_capabilities")
+        if state:               # what is typed before it is there would be lost
+            waiting.poll(lambda: self.ask("query-status")["running"], QEMU_SECONDS, "a saved machine to go on")
 
     def __enter__(self):
         return self
@@ -126,7 +129,7 @@ class Machine:
             end.close()
 
     def ask(self, command, **arguments):
-        """Give a QMP command and wait for its answer."""
+        """Give a QMP command and wait for its answer; -> what that returns."""
         try:
             self.socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
             answer = self.qmp.wait_for(r'^\{"(return|error)".*$', QEMU_SECONDS)
@@ -134,6 +137,14 @@ class Machine:
             raise self.early_end("QMP: " + command) from None
         if answer[1] == "error":
             raise packages.HarnessError("QMP: %s: %s" % (command, answer[0]))
+        return json.loads(answer[0])["return"]
+
+    def save(self, path):
+        """Write the machine as it is now, without its disks, to the file `path`. It stands still from then on."""
+        self.ask("migrate", uri="exec:cat >" + shlex.quote(str(path)))
+        status = waiting.poll(lambda: {self.ask("query-migrate").get("status")} & {"completed", "failed"}, QEMU_SECONDS, "a saved machine")
+        if status != {"completed"}:
+            raise packages.HarnessError("QMP: migrate: %s" % path)
 
     def throttle(self, number, bytes_per_second):
         """From now on the disk of that number is so slow."""
