@@ -82,7 +82,7 @@ def from_here(namespace):
 
 
 def quiet(namespace):
-    """Wait until PID 1 has nothing under way: it sleeps, blocks no signal, asks nobody, and has no child that is itself."""
+    """Wait until PID 1 has nothing under way: it sleeps, blocks no signal, asks nobody, and has no child that is itself or that ends."""
     def idle():
         try:
             return look()
@@ -94,7 +94,7 @@ def quiet(namespace):
     def look():
         before = Process(namespace.init)
         busy = before.signals("SigBlk") | pending(before) or "socket:" in str(before.descriptors().values()) \
-            or before.words in [child.words for child in namespace.children()]
+            or {before.words, ""} & {child.words for child in namespace.children()}     # none: a child that ends just now
         after = Process(namespace.init)             # it did not wake up between two of these looks
         return not busy and before.state == after.state == "S" and switches(before) == switches(after)
 
