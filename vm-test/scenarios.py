@@ -553,8 +553,11 @@ def read_only_root(machine):
     expect_end(machine, "RB_POWER_OFF")
 
 
-MOUNT_PROC = 'did(libc.mount(b"proc", b"/proc", b"proc", 0, None))\n'
-NO_BOOT_CAPABILITY = MOUNT_PROC + "did(libc.prctl(24, 22, 0, 0, 0))       # PR_CAPBSET_DROP, CAP_SYS_BOOT"
+NO_BOOT_CAPABILITY = """
+os.mkdir("/proc") if not os.path.isdir("/proc") else None
+did(libc.mount(b"proc", b"/proc", b"proc", 0, None))
+did(libc.prctl(24, 22, 0, 0, 0))                # PR_CAPBSET_DROP, CAP_SYS_BOOT
+"""
 
 
 # Who hangs in a frozen file system is ended once SysRq thaws it, and that is after PID 1 has parked.
