@@ -660,6 +660,14 @@ def usage():
 # ---- where am I
 
 
+def has_kthreadd():
+    """Is PID 2 in no session and no group of this namespace? kthreadd is, and it is in the initial one only."""
+    try:
+        return os.getsid(2) == os.getpgid(2) == 0
+    except OSError:
+        return False
+
+
 def in_initial_pid_namespace():
     """Is this PID 1 the machine's? By its namespace's inode, or by reboot(RB_DISABLE_CAD), which no other may ask."""
     try:
@@ -672,7 +680,7 @@ def in_initial_pid_namespace():
         return True
     except OSError as why:
         # Without ctypes nobody can ask: say VM. A container that is taken for a VM parks instead of exiting; the reverse panics.
-        return why.errno == errno.ENOSYS
+        return why.errno == errno.ENOSYS or why.errno == errno.EPERM and has_kthreadd()
 
 
 def container_word(options, env):
@@ -794,6 +802,15 @@ def debug_wanted():
         return False
 
 
+def disable_ctrl_alt_del():
+    """It shall be a SIGINT for us and no reset. Raises OSError."""
+    try:
+        reboot(RB_DISABLE_CAD)
+    except OSError:  # no ctypes, say
+        with open("/proc/sys/kernel/ctrl-alt-del", "wb", buffering=0) as file:
+            file.write(b"0\n")
+
+
 def boot(options, again):
     """Everything a VM needs before the server starts; `again` after a re-exec, when others may have changed some of it."""
     load_libc()
@@ -814,7 +831,7 @@ def boot(options, again):
         step("boot: loopback interface", loopback_up)
         step("boot: hostname", set_hostname)
     step("boot: RLIMIT_NOFILE", raise_open_files)
-    step("boot: Ctrl-Alt-Del", reboot, RB_DISABLE_CAD)
+    step("boot: Ctrl-Alt-Del", disable_ctrl_alt_del)
     os.environ.setdefault("PATH", DEFAULT_PATH)
     os.umask(0o022)
 
@@ -964,8 +981,8 @@ def given_descriptors():
 
 def may_read(fd):
     """May our process group read from this terminal? Asked by a read(2) of nothing, which from the background says EIO."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTIN])
     own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)  # another reader shall not make us wait
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTIN])
     try:
         return os.read(own, 0) == b""
     except BlockingIOError:
@@ -1006,30 +1023,46 @@ def is_our_child(pid):
         return False
 
 
-# A helper's exit status. NOT_NEEDED: deed() returned False, as there was nothing to do. UNSAID: it could not even log why.
-DONE, REFUSED, FAILED, UNSAID, NOT_NEEDED = range(5)
+# What becomes of a helper: its exit status, or GIVEN_UP if we did not wait for its end. REFUSED: deed() said no, by ValueError.
+# NOT_NEEDED: it returned False, as there was nothing to do. FAILED is all else, that there is no helper included.
+DONE, REFUSED, FAILED, NOT_NEEDED, GIVEN_UP = range(5)
 
 
 def start_helper(what, deed, helpers):
     """fork(2) a child that does deed(), which may block; -> its pid. Raises OSError.
 
-    `helpers` has None for its pid from the statement that forks: it is known whatever happens to us then. Its exit status is
-    one of those above: it logs why it was REFUSED, by ValueError, or FAILED.
+    `helpers` has None for its pid from the statement that forks: it is known whatever happens to us then. It leads a process
+    group, and logs why it was not done.
     """
+    code = FAILED
     helpers[(pid := os.fork())] = None
     if pid == 0:
-        code = UNSAID
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # our handlers mean nothing in here
+            os.setpgid(0, 0)
             log.late.clear()  # the parent writes those
             code = NOT_NEEDED if deed() is False else DONE
         except BaseException as why:
-            log.error(f"{what}: {in_words(why)}")
             code = REFUSED if isinstance(why, ValueError) else FAILED
+            log.error(f"{what}: {in_words(why)}")
         finally:
-            log.drain()
-            os._exit(code)
+            try:
+                log.drain()
+            finally:
+                os._exit(code)
     return pid
+
+
+def kill_helper(helper):
+    """SIGKILL for a helper and whom it has started; for itself alone before it leads its group."""
+    if not kill(-helper, signal.SIGKILL):
+        kill(helper, signal.SIGKILL)
+
+
+def outcome_of(status):
+    """What became of a helper, by its status of waitpid(2)."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code in (DONE, REFUSED, NOT_NEEDED) else FAILED
 
 
 # ---- disks: what the end does to them; only children of ours call this, for each of these calls may never return
@@ -1300,6 +1333,7 @@ TRIED = b"pyinit1: trial: ready\n"  # what a file that is tried says, whatever i
 
 
 NOWHERE = "/trial"  # no file, no socket
+NOT_TRIED = 99  # an exit status that neither Python nor we have
 
 
 def trial_words(vm):
@@ -1310,52 +1344,70 @@ def trial_words(vm):
     return sys.argv[1 : len(sys.argv) - len(command)] + [NOWHERE] * bool(command)
 
 
-def become_tried(path, words, write_end):
-    """In a child: become the file that is tried; its log goes to `write_end`. A child of its own stands for the server."""
-    go_with_parent()
-    server = os.fork()
-    if server == 0:
-        go_with_parent()
-        os.close(write_end)
-        signal.sigwait([signal.SIGTERM])
-        os._exit(0)
-    os.dup2(write_end, 2)
-    for name, _ in TIMES.values():
-        os.environ.pop(name, None)  # of a bad one a VM complains; outside, where this is, it would be refused
-    os.environ.update(PYINIT1_SERVER=NOWHERE, ZINIT_SOCKET=NOWHERE)  # if it takes over nobody, it shall disturb nobody
+def stand_in(lifeline):
+    """In a child: stand for the server that is to be taken over, as long as somebody has the other end of `lifeline` open."""
+    os.dup2(lifeline, 0)
+    os.closerange(1, 1024)  # that other end, where a trial's last word goes, an update's lock
+    os.read(0, 1)
+    os._exit(DONE)
+
+
+def become_tried(path, words, write_end, lifeline):
+    """In a child: become the file that is tried; its log goes to `write_end`. Exit status NOT_TRIED if it could not."""
     try:
+        go_with_parent()
+        server = os.fork()
+        if server == 0:
+            stand_in(lifeline)
+        os.dup2(write_end, 2)
+        for name, _ in TIMES.values():
+            os.environ.pop(name, None)  # of a bad one a VM complains; outside, where this is, it would be refused
+        os.environ.update(PYINIT1_SERVER=NOWHERE, ZINIT_SOCKET=NOWHERE)  # if it takes over nobody, it shall disturb nobody
         reexec(path, words, {"server": server, "trial": True})
     except Exception as why:
-        os.write(2, str(why).encode())
+        os.write(write_end, in_words(why).encode())
     finally:
-        os._exit(1)
+        os._exit(NOT_TRIED)
+
+
+def await_trial(trial, read_end, limit):
+    """Wait until the process `trial` says that it is ready. Raises as trial_start() does."""
+    text, deadline = b"", time.monotonic() + limit
+    while TRIED not in text:
+        if not is_ready(read_end, select.POLLIN, deadline - time.monotonic()):
+            raise ValueError(f"not ready within {limit:g} s")
+        part = os.read(read_end, 65536)
+        text += part
+        if not part:
+            why = f"did not start: {(text.splitlines() or [b''])[-1].decode('utf-8', 'replace')}"
+            # SIGKILL: the kernel wanted memory.
+            could_not = os.waitstatus_to_exitcode(os.waitpid(trial, 0)[1]) in (NOT_TRIED, -signal.SIGKILL)
+            raise OSError(errno.EAGAIN, why) if could_not else ValueError(why)
 
 
 def trial_start(path, words, limit):
     """Start the file with `words` in a PID namespace of its own, where that is allowed: it has `limit` seconds to get ready.
 
-    For a child of ours, and it goes with that one. Raises OSError if it cannot be made, ValueError if it goes wrong, with the
-    last line that was written.
+    For a child of ours, and nothing of it is left. Raises OSError if it cannot be made, ValueError if it goes wrong, with
+    the last line that was written.
     """
     load_libc()
     read_end, write_end = os.pipe()
+    lifeline, alive = os.pipe()
     try:
         call("unshare", CLONE_NEWPID)
     except OSError as why:
         log.debug(f"trial start: in our own PID namespace: {why.strerror}")
     trial = os.fork()
     if trial == 0:
-        become_tried(path, words, write_end)
+        become_tried(path, words, write_end, lifeline)
     os.close(write_end)
-    text, deadline = b"", time.monotonic() + limit
-    while TRIED not in text:
-        if not is_ready(read_end, select.POLLIN, deadline - time.monotonic()):
-            raise ValueError(f"not ready within {limit:g} s")
-        part = os.read(read_end, 65536)
-        if not part:
-            raise ValueError(f"did not start: {(text.splitlines() or [b''])[-1].decode('utf-8', 'replace')}")
-        text += part
-    kill(trial, signal.SIGKILL)
+    try:
+        await_trial(trial, read_end, limit)
+    finally:
+        kill(trial, signal.SIGKILL)
+        for fd in (read_end, lifeline, alive):
+            os.close(fd)
 
 
 # ---- updates: FILE.new takes the place of FILE, which is kept as FILE.old; only children of ours do this
@@ -1413,14 +1465,24 @@ def sync_path(path):
         os.close(fd)
 
 
+def lock_folder(folder):
+    """flock(2), as long as this process lives: another pyinit1.py may update the same file. Raises OSError, ValueError."""
+    try:
+        fcntl.flock(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{folder}: another update is under way there") from None
+
+
 def update(path, most, try_it, keep_old):
     """Put what was verified of FILE.new in FILE's place; FILE becomes FILE.old if `keep_old` or there is none.
 
-    What is tried and installed is a file of our own, for FILE.new may be written anew meanwhile. There is a FILE at every
-    moment. Raises what try_it(content, path of our file) raises, OSError and ValueError: then FILE is the old one.
+    Not if FILE is that already: it may be done again. What is tried and installed is a file of our own, for FILE.new may be
+    written anew meanwhile. There is a FILE at every moment. Raises what try_it(content, path of our file) raises, OSError
+    and ValueError: then FILE is the old one.
     """
+    lock_folder(os.path.dirname(path))
     offered, trial, spare = os.lstat(path + ".new").st_mtime_ns, path + ".trial", path + ".old.new"
-    content = verify(path, most)
+    content, mode = verify(path, most), os.stat(path).st_mode & 0o7777
     remove(trial)
     with open(trial, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:  # whatever our umask is
         try:
@@ -1428,8 +1490,10 @@ def update(path, most, try_it, keep_old):
             file.flush()
             os.fsync(file.fileno())
             try_it(content, trial)
-            os.fchmod(file.fileno(), os.stat(path).st_mode & 0o7777)
+            os.fchmod(file.fileno(), mode)
             os.utime(file.fileno(), ns=(offered, offered))  # tidy_up() knows by it which FILE.new this was
+            with open(path, "rb") as now:
+                keep_old = keep_old and now.read() != content
             if keep_old or not os.path.lexists(path + ".old"):
                 remove(spare)
                 os.link(path, spare)
@@ -1456,8 +1520,8 @@ def update_server(keep_old):
         os.lstat(path + ".new")
     except OSError:
         return False
+    log.info(f"server's update: {path}.new")
     update(path, SERVER_BYTES, lambda *_: None, keep_old)
-    log.info(f"server updated: {path}")
     return True
 
 
@@ -1498,19 +1562,18 @@ def reap_all():
 
 
 def done_in_time(what, deed, seconds):
-    """Let a child do deed(), without the loop: all signals are blocked. -> DONE, REFUSED (it took too long, too), or FAILED."""
+    """Let a child do deed(), without the loop: all signals are blocked. -> what became of it."""
     deadline = time.monotonic() + seconds
     try:
         helper = start_helper(what, deed, {})
         while time.monotonic() < deadline:
             pid, status = os.waitpid(helper, os.WNOHANG)
             if pid:
-                code = os.waitstatus_to_exitcode(status)
-                return code if code in (DONE, REFUSED) else FAILED
+                return outcome_of(status)
             signal.sigtimedwait([signal.SIGCHLD], max(0.0, deadline - time.monotonic()))
-        kill(helper, signal.SIGKILL)
+        kill_helper(helper)
         log.error(f"{what}: not done within {seconds:g} s")
-        return REFUSED
+        return GIVEN_UP
     except OSError as why:
         log.error(f"{what}: fork: {why.strerror}")
         return FAILED
@@ -1520,6 +1583,12 @@ def limit_threads():
     """Let there be MORE_THREADS besides those that there are, and no more: a fork bomb only replaces its own."""
     now = int(read_held(LOADAVG).split()[3].partition(b"/")[2])  # proc(5): running/all
     os.pwrite(held[THREADS_MAX], b"%d\n" % (now + MORE_THREADS), 0)
+
+
+def release_again(stuck):
+    """All that the end does to disks once more, without the loop; what it could not do in time the kernel is asked for."""
+    if done_in_time("the end: disks", Release(stuck, -1).run, DISKS_LIMIT) != DONE:
+        ask_kernel([b"u"])
 
 
 def hurry(how):
@@ -1548,9 +1617,9 @@ def park():
 
 
 # What the next one gets over a re-exec: attributes of Init, all of them numbers, texts, and collections of such. The child's
-# `report` does not survive: if exec fails then, its exit status says so. `releasing` is for go_on(): then there is no next one.
+# `report` does not survive: if exec fails then, its exit status says so. `releasing` is go_on()'s: it re-execs no more then.
 HANDED_OVER = (
-    "server", "started", "start_at", "started_at", "unsettled", "cwd", "terminal", "restart", "update", "request", "ending",
+    "server", "started", "start_at", "started_at", "unsettled", "cwd", "terminal", "restart", "update", "unheard", "request", "ending",
     "releasing", "status", "reaped", "stopped", "crashes", "probation", "server_probation", "server_deaths", "leaving", "had_terminal",
 )  # fmt: skip
 
@@ -1577,15 +1646,17 @@ class Init:
         self.tidy_at = time.monotonic() + TIDY_AFTER if self.command else 0.0  # when memory is given back; 0 when it was
         self.give_up_at = time.monotonic() + FORK_LIMIT  # from then on a fork(2) for a COMMAND run once is not tried again
         self.services = {}  # pid -> Process: services that are our children, since a soft restart
-        self.leaving = None  # (was its state saved?, file_identity(STATE_PATH) before) of a server that was asked to go
+        self.leaving = None  # (what it answered, file_identity(STATE_PATH) before) of a server that was asked to go
         self.unsettled = False  # a new server has not yet said which of them it took over
         self.helpers = {}  # pid -> status, or None while it runs: children that do what could block us
         self.crashes = []  # when we crashed, time.monotonic()
         self.probation = 0.0  # until then a crash brings the file from before the update back, time.monotonic()
         self.update = False  # a self-update was asked for
+        self.unheard = False  # one was begun, and we have not heard its end: FILE.old may be what we are
         self.server_probation, self.server_deaths = 0.0, 0  # the same for an updated server
         self.reaped = (0, 0)  # the last (pid, status) of waitpid(2)
         self.releasing = False  # the disks are being released: our own file may be gone
+        self.stuck = set()  # the steps of that which hold a child
         self.stopped = 0  # the signal that stopped COMMAND, until that is answered
         self.answering = 0  # the signal that is being answered
         self.wakeup = None  # read end of the pipe that signals write to
@@ -1856,7 +1927,7 @@ class Init:
             setattr(self, name, state[name])
         self.services = {process.pid: process for process in processes() if process.pid in state.get("services", ())}
         self.look_at_adopted()
-        if self.server is not None and not self.restart:  # a soft restart was given up
+        if self.server is not None and not self.restart:  # its soft restart was given up, by hand_over() say
             self.leaving, self.services = None, {pid: each for pid, each in self.services.items() if is_our_child(pid)}
         if "memfd" in state:
             os.close(state.pop("memfd"))
@@ -1889,22 +1960,26 @@ class Init:
         for number in self.pending.keys() | {answering} - {0}:
             os.kill(os.getpid(), number)
         for helper in [helper for helper, status in self.helpers.items() if status is None]:
-            kill(helper, signal.SIGKILL)  # nobody would know of it any more
+            kill_helper(helper)  # nobody would know of it any more
 
     def self_update(self):
         """Put our new file into place and re-exec it; whatever is wrong with it: nothing has changed, and we go on."""
         log.info(f"self-update: {OWN_PATH}.new")
         self.update = False
-        keep_old = time.monotonic() >= self.probation  # until then .old is the last that is proven
+        keep_old = time.monotonic() >= self.probation and not self.unheard  # else .old is the last that is proven
         words = trial_words(self.mode == VM)
 
         def try_it(content, trial):
             compile(content, trial, "exec")
             trial_start(trial, words, TRIAL_LIMIT)
 
-        if self.have_done("self-update: refused", lambda: update(OWN_PATH, OWN_BYTES, try_it, keep_old), UPDATE_LIMIT) != DONE:
+        before, self.unheard = self.unheard, True
+        outcome = self.have_done("self-update: refused", lambda: update(OWN_PATH, OWN_BYTES, try_it, keep_old), UPDATE_LIMIT)
+        if outcome == DONE:
+            self.probation = time.monotonic() + PROBATION
+        self.unheard = outcome == GIVEN_UP or before and outcome != DONE
+        if outcome != DONE:
             return
-        self.probation = time.monotonic() + PROBATION
         self.have_done("self-update: tidying up", lambda: tidy_up(OWN_PATH), UPDATE_LIMIT)
         log.info("self-update: re-exec")
         log.drain()
@@ -1919,9 +1994,9 @@ class Init:
             self.probation = 0.0
 
     def have_done(self, what, deed, seconds):
-        """Let a child do deed(), which may block, for `seconds` at most, while the loop turns. -> its exit status.
+        """Let a child do deed(), which may block, for `seconds` at most, while the loop turns. -> what became of it.
 
-        FAILED, too, if there is no child, it took too long, or was called away. Whatever is wrong has been logged.
+        GIVEN_UP, too, if we are called away. Whatever is wrong has been logged.
         """
         try:
             helper = start_helper(what, deed, self.helpers)
@@ -1929,35 +2004,34 @@ class Init:
             log.error(f"{what}: fork: {why.strerror}")
             return FAILED
         if not self.wait(lambda: self.helpers[helper] is not None, seconds):
-            kill(helper, signal.SIGKILL)
+            kill_helper(helper)
             log.error(f"{what}: " + (f"{self.request} goes first" if self.called_away() else f"not done within {seconds:g} s"))
         status = self.helpers.pop(helper)
         if status is None:
-            return FAILED
-        code = os.waitstatus_to_exitcode(status)
-        if code not in (DONE, REFUSED, FAILED, NOT_NEEDED):
+            return GIVEN_UP
+        if os.WIFSIGNALED(status):
             log.error(f"{what}: {how_it_ended(status)}")
-        return code
+        return outcome_of(status)
 
     def exchange_server(self):
         """Before the server starts: take back its update if it keeps dying, or install one if a soft restart was asked for."""
+        now = time.monotonic()
         if self.server_deaths > SERVER_DEATHS:
             log.error(f"server died {self.server_deaths} times within {PROBATION:g} s of its update: the old file comes back")
             outcome = self.have_done("server's old file", lambda: bring_back(find_server(os.environ)), UPDATE_LIMIT)
-            if outcome == DONE or time.monotonic() >= self.server_probation:  # else it is tried again before the next start
+            if outcome == DONE or now >= self.server_probation:  # else it is tried again before the next start
                 self.server_probation, self.server_deaths = 0.0, 0
         elif self.restart and not self.command:
-            keep_old = time.monotonic() >= self.server_probation
-            before = self.server_probation, self.server_deaths
-            self.server_probation, self.server_deaths = time.monotonic() + PROBATION, 0  # now: a crash may come between
+            keep_old = now >= self.server_probation
             if self.have_done("server not updated", lambda: update_server(keep_old), UPDATE_LIMIT) == DONE:
+                self.server_probation, self.server_deaths = time.monotonic() + PROBATION, 0
+                log.info("server updated")
                 self.have_done("server's update: tidying up", lambda: tidy_up(find_server(os.environ)), UPDATE_LIMIT)
-            else:
-                self.server_probation, self.server_deaths = before
 
     def start_server(self):
         """Start the server or COMMAND; where that fails, say so and leave it to the next try."""
         self.unsettled = bool(self.services)
+        self.restart = False  # whatever was asked for meanwhile is met by this start
         self.reaped = (0, 0)  # the last one's death is not this one's, should it get the same pid
         self.started_at = time.monotonic()
         self.start_at = self.started_at + RESPAWN_DELAY  # if this fails
@@ -2040,10 +2114,7 @@ class Init:
         """The child has become another program, or is gone."""
         if self.report is None:
             return
-        try:
-            self.said += os.read(self.report, 65536)
-        except BlockingIOError:
-            pass  # somebody else has it open
+        self.said += os.read(self.report, 65536)
         os.close(self.report)
         self.report = None
         path, _, failure = self.said.decode("utf-8", "replace").rpartition("\0")
@@ -2150,7 +2221,7 @@ class Init:
             self.start_again()
         else:
             log.error(f"soft restart: {self.what} cannot be killed: pid {self.server}: the next one starts after it")
-        self.restart = False  # a second request that came meanwhile is met by this start
+            self.restart = False
 
     def replace_server(self):
         """Ask the server to save its state and go. Services that it did not save are stopped, not to run twice."""
@@ -2163,7 +2234,7 @@ class Init:
         self.note_services()  # it may have started one meanwhile
         if result is None and not self.called_away():
             self.terminate()
-        self.leaving = (result or {}, before)
+        self.leaving = ({name: value for name, value in (result or {}).items() if isinstance(value, (bool, str))}, before)
         self.await_server(RESTART_LIMIT)
 
     def note_services(self):
@@ -2173,8 +2244,14 @@ class Init:
 
     def settle_services(self):
         """The server that was asked to go has gone: stop its services if it did not save them."""
-        # By a child: the path is the server's word, and may be on a disk that is dead.
-        if self.have_done("soft restart: saved state", lambda: state_was_saved(*self.leaving), RPC_LIMIT) == DONE:
+        def look():  # by a child: the path is the server's word, and may be on a disk that is dead
+            return self.have_done("soft restart: saved state", lambda: state_was_saved(*self.leaving), RPC_LIMIT)
+
+        outcome = look()
+        if outcome == FAILED:
+            outcome = look()
+        # Where no child can look, the server's word counts.
+        if outcome == DONE or outcome == FAILED and self.leaving[0].get("ready") is True:
             self.services = {pid: process for pid, process in self.services.items() if is_our_child(pid)}
             log.info(f"soft restart: state saved: services go on: {self.names_of_services()}")
         else:
@@ -2303,14 +2380,15 @@ class Init:
 
     def release_disks(self):
         """Let a child do Release, and leave it behind where one disk holds it: another one does the rest."""
-        self.releasing, disk_time, stuck = True, DiskTime(), set()
+        self.releasing = True
+        disk_time = DiskTime()
         try:
             while not disk_time.is_over():
-                doing = self.follow_release(stuck, disk_time)
-                if not doing or doing in stuck:
+                doing = self.follow_release(disk_time)
+                if not doing or doing in self.stuck:
                     break  # all is done; or it has held a second child, and there is no use in a third
                 log.warn(f"the end: stuck: {os.fsdecode(doing)}: going on without it")
-                stuck.add(doing)
+                self.stuck.add(doing)
         except OSError as why:
             log.error(f"the end: disks: {why.strerror}: asking the kernel to sync and to remount read-only")
             ask_kernel([b"s", b"u"])
@@ -2319,13 +2397,13 @@ class Init:
         while not self.wait(lambda: None not in self.helpers.values(), LOOK_AT_DISKS):
             disk_time.moved(began)
             if disk_time.is_over():
-                log.error(f"the end: disks: given up: {os.fsdecode(b', '.join(stuck))}")
+                log.error(f"the end: disks: given up: {os.fsdecode(b', '.join(self.stuck))}")
                 return
 
-    def follow_release(self, stuck, disk_time):
+    def follow_release(self, disk_time):
         """Start a child that does Release; -> the step that holds it, or that it died of; empty if all is done. Raises OSError."""
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # stays open: who is left behind may go on later
-        helper = start_helper("the end", Release(stuck, write_end).run, self.helpers)
+        helper = start_helper("the end", Release(self.stuck, write_end).run, self.helpers)
         os.close(write_end)
         doing, began, alive = b"starting", time.monotonic(), time.monotonic()  # of the step, of the last sign of life
         while self.helpers[helper] is None:
@@ -2547,12 +2625,13 @@ def quietly(deed, *arguments):
 
 
 def take_back(state):
-    """Exchange our file for FILE.old if it is on probation, or if FILE.old is what we are: an update that we have not heard the end of."""
-    if time.monotonic() < state.get("probation", 0.0) or OWN_IDENTITY and file_identity(OWN_PATH + ".old") == OWN_IDENTITY:
-        log.error("self-update: a crash: the old file comes back")
-        bring_back(OWN_PATH)
-        return True
-    return False
+    """Exchange our file for FILE.old if it is on probation, or if we crashed in an update that had come so far; -> was it?"""
+    came_so_far = state.get("unheard") and OWN_IDENTITY and file_identity(OWN_PATH + ".old") == OWN_IDENTITY
+    if not came_so_far and time.monotonic() >= state.get("probation", 0.0):
+        return False
+    log.error("self-update: a crash: the old file comes back")
+    bring_back(OWN_PATH)
+    return True
 
 
 def recover(state, vm):
@@ -2564,9 +2643,9 @@ def recover(state, vm):
         log.error(f"crashed {CRASHES + 1} times within {CRASHES_WITHIN:g} s")
         return
     if done_in_time("the old file", lambda: take_back(state), UPDATE_LIMIT) == DONE:
-        state["probation"] = 0.0
+        state.update(probation=0.0, unheard=False)
     outcome = done_in_time("trial start", lambda: trial_start(OWN_PATH, trial_words(vm), RECOVERY_LIMIT), RECOVERY_LIMIT + 1)
-    if outcome != REFUSED:  # where it could not be made, for want of memory say, the file is most likely what it was
+    if outcome in (DONE, FAILED):  # where it could not be made, for want of memory say, the file is most likely what it was
         quietly(log.drain)
         reexec(OWN_PATH, sys.argv[1:], state)
     raise ChildProcessError(errno.ECHILD, "the trial start went wrong")
@@ -2580,7 +2659,8 @@ def hand_over(init, state):
     """Put into `state` all that the one after the re-exec has to know. The third recent crash gives up what was under way."""
     state.update(init.state())
     patient = len(recent_crashes(state)) < PATIENT_CRASHES
-    state["restart"] = init.restart and patient
+    if not patient:
+        state.update(restart=False, unsettled=False, stopped=0)
     init.leave(init.answering if patient else 0)
 
 
@@ -2593,10 +2673,10 @@ def go_on(why, vm, state, init):
     quietly(signal.pthread_sigmask, signal.SIG_BLOCK, signal.valid_signals())
     quietly(report_crash, why, vm)
     if init and not state:
-        state = {"server": init.server, "request": init.request, "crashes": init.crashes, "probation": init.probation}
+        state = {name: getattr(init, name) for name in ("server", "request", "crashes", "probation")}
         quietly(hand_over, init, state)
     if state.get("releasing"):  # our own file may be gone: all of it once more, without the loop
-        quietly(done_in_time, "the end: disks", Release((), -1).run, DISKS_LIMIT)
+        quietly(release_again, init.stuck)
     elif state:
         quietly(count_crash, state)
         quietly(recover, state, vm)
@@ -2609,14 +2689,20 @@ def go_on(why, vm, state, init):
             quietly(park)
     if init:
         quietly(lambda: init.signal_others(signal.SIGKILL, init.others()))  # a plain process must not leave them behind
+    elif state.get("server"):
+        quietly(kill, state["server"], signal.SIGKILL)
     os._exit(1)
 
 
 def crashed(why, pid, vm, trial, state, init):
     """An exception in main(), in the process `pid`. Returns if it is no bug but a way to exit; else never.
 
-    How far it came: `init` is None until we are ready; `state` is what the one before a re-exec handed over, until that is
-    init's. Neither means that nothing runs yet, or that the exception came while `state` was read. `trial`: we are tried.
+    How far it came:
+        no state, no init   nothing runs yet; or it came while the state was read, which is done now
+        state, with or      a re-exec is not finished: the state is what the one before it handed over, and goes to the
+        without init        next one as it is
+        init alone          it runs
+    `trial`: we are only tried, and have nobody.
     """
     if os.getpid() != pid:
         os._exit(126)  # a child of ours that never became what it should
