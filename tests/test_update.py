@@ -11,6 +11,7 @@ import signal
 import statistics
 import subprocess
 import time
+import types
 
 import pytest
 
@@ -221,19 +222,15 @@ def test_a_trial_that_takes_nobody_over_starts_no_server_and_leaves_the_socket_a
 
 
 @pytest.mark.parametrize("root", [0o040757, 0o040775, 0o041777, "another owner"], ids=lambda how: how if isinstance(how, str) else "%o" % how)
-def test_where_others_may_write_the_root_nothing_is_trusted(monkeypatch, tmp_path, root):
-    """The folders below it are good, in here."""
-    def good(path):
-        return os.stat_result((0o040755, *[0] * 9))
-
-    def bad(path):
-        mode, owner = (0o040755, 4711) if root == "another owner" else (root, 0)
-        return os.stat_result((mode, 0, 0, 0, owner, *[0] * 5)) if path == "/" else good(path)
+def test_where_others_may_write_the_root_nothing_is_trusted(tmp_path, root):
+    """The folders below it are good, in here. Its os is a copy, for pytest looks at files, too."""
+    mode, owner = (0o040755, 4711) if root == "another owner" else (root, 0)
+    good, bad = os.stat_result((0o040755, *[0] * 9)), os.stat_result((mode, 0, 0, 0, owner, *[0] * 5))
     pyinit1, file = load_pyinit1(), tmp_path / "file"
     file.write_text("content")
-    monkeypatch.setattr(os, "stat", good)
+    pyinit1.os = types.SimpleNamespace(**{**vars(os), "stat": lambda path: good})
     assert pyinit1.read_trusted(str(file), 100) == b"content"
-    monkeypatch.setattr(os, "stat", bad)
+    pyinit1.os.stat = lambda path: bad if path == "/" else good
     with pytest.raises(ValueError, match="^/: not only ours to write"):
         pyinit1.read_trusted(str(file), 100)
 
