@@ -4,6 +4,7 @@ strace injects the errors into PID 1 and its children before exec. While they la
 and when they are over everything must be as if they had never been. What needs a machine is vm-test's.
 """
 
+import itertools
 import os
 import re
 import signal
@@ -243,3 +244,62 @@ def test_a_server_that_gets_the_pid_of_the_one_before_it_is_not_taken_for_it(nam
         namespace.wait_for("^pyinit1: ready")
     quiet(namespace)
     assert [each.outer for each in namespace.children()] == [second.outer]
+
+
+# ---- a disk that is dead holds whoever looks up a path on it: so PID 1 itself does not
+
+STATE_PATH = "/run/zinit/state.json"        # in memory: what was there before the server was asked
+
+
+def looked_up(trace):
+    """The paths that strace -y has seen in system calls, up to an execve(2)."""
+    paths = set()
+    for line in itertools.takewhile(lambda line: not line.startswith("execve("), trace.splitlines()):
+        folder, path = re.match(r'(?:\w+\((?:\w+<(.*?)>, )?"(.*?)"|[-+]{3} )', line).groups()
+        if path:
+            paths.add(os.path.join(folder or "/", path))
+    return paths
+
+
+def die_and_be_updated(home):
+    """The server dies, a soft restart, an update that is refused, and one that is not."""
+    namespace = home.namespace
+    os.kill(namespace.find("zinit-server")[0].outer, signal.SIGKILL)
+    namespace.server()
+    namespace.kill(signal.SIGUSR1)
+    namespace.server()
+    quiet(namespace)
+    for text, said in (("1 / 0\n", "^pyinit1: self-update: refused"), (generation(2), "^generation: 2$")):
+        home.offer(text)
+        namespace.kill(signal.SIGUSR2)
+        namespace.wait_for(said)
+    namespace.wait_for("^pyinit1: ready")
+
+
+def crash(home):
+    home.namespace.kill(signal.SIGHUP)
+    home.namespace.wait_for("^generation: 1$")
+    home.namespace.wait_for("^pyinit1: ready")
+
+
+def power_off(home):
+    home.namespace.power_off()
+
+
+@pytest.mark.parametrize("live, may", [(die_and_be_updated, {STATE_PATH}), (crash, set()), (power_off, set())], ids=["alive", "crash", "end"])
+def test_pid_1_itself_looks_at_nothing_but_proc(namespace, live, may):
+    home, trace = Updatable(namespace, generation(1, late=CRASHES_ONCE)), namespace.directory / "trace"
+    namespace.service("left", namespace.guinea_pig("left", 0.1, "orphan"))
+    namespace.start(init=home.inside, STANDIN_STATE="/run/elsewhere/state.json")
+    namespace.server()
+    namespace.wait_ready("left")
+    quiet(namespace)
+    from_here(namespace)
+    tracer = inject(namespace.init, ["-y", "-e", "trace=%file", "-o", str(trace)])
+    try:
+        live(home)
+    finally:
+        let_go(tracer)
+    text = trace.read_text()
+    assert {path for path in looked_up(text) if not path.startswith("/proc/")} == may
+    assert "execve(" in text or '/stat", ' in text, "strace has seen nothing"

@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 
-from helpers import PYINIT1, SECONDS, Process, pending, poll
+from helpers import PYINIT1, PYTHON, SECONDS, Process, pending, poll
 
 from injection import with_statements
 
@@ -21,6 +21,15 @@ if __name__ == "__main__" and not %s:
         time.sleep(0.01)
 """ % ON_TRIAL
 
+# Words in front of others that are started by them: with a variable that has no name, which only execve(2) itself can give.
+NAMELESS = (*PYTHON, "-c", r"""
+import os, sys
+from ctypes import CDLL, c_char_p
+def strings(each):
+    return (c_char_p * (len(each) + 1))(*map(os.fsencode, each))
+CDLL(None).execve(os.fsencode(sys.argv[1]), strings(sys.argv[1:]), strings(["=x", *map("=".join, os.environ.items())]))
+sys.exit("execve(2) failed")
+""")
 
 SAYS = """
 if __name__ == "__main__":
