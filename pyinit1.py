@@ -1413,9 +1413,10 @@ def trial_start(path, words, limit):
 # ---- updates: FILE.new takes the place of FILE, which is kept as FILE.old; only children of ours do this
 
 
-def check_owner(path, status):
-    """Raise ValueError if somebody else than root and us can write there."""
-    if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+def check_owner(path, status, sticky=False):
+    """Raise ValueError if somebody else than root and us can write there; a `sticky` folder lets nobody exchange what is not theirs."""
+    others = status.st_mode & 0o022 and not (sticky and status.st_mode & stat.S_ISVTX)
+    if status.st_uid not in (0, os.geteuid()) or others:
         raise ValueError(f"{path}: not only ours to write: owner {status.st_uid}, mode {status.st_mode & 0o7777:o}")
 
 
@@ -1423,7 +1424,7 @@ def read_trusted(path, most):
     """The file at `path`, no link, of `most` bytes at most, that nobody else can write. Raises OSError, ValueError."""
     folder = os.path.realpath(os.path.dirname(path))
     path = os.path.join(folder, os.path.basename(path))
-    check_owner("/", os.stat("/"))
+    check_owner("/", os.stat("/"), sticky=True)  # the kernel's own, of an initramfs, has the mode 1777
     while folder != "/":
         check_owner(folder, os.stat(folder))
         folder = os.path.dirname(folder)
