@@ -17,11 +17,12 @@ TEST_NEEDS = $(BOOT_NEEDS) $(QEMU_$(OTHER)) /sbin/mke2fs:e2fsprogs tini:tini pod
              cpio:cpio fakeroot:fakeroot
 BENCH_NEEDS = python3:python3 tini:tini dumb-init:dumb-init catatonit:catatonit docker:docker.io gnuplot:gnuplot-nox
 
-# Of the scenarios with disks, with updates, and on the other architecture a handful, so that it stays under 15 minutes;
+# Of the scenarios with disks, with updates, with faults, and on the other architecture a handful, so that it stays under 15 minutes;
 # `vm-test/run` alone, and with --arch, runs them all.
-SOME := disk-busy-writer disk-names disk-stacked root-on-a-disk root-upgraded update-crashes-at-once crash-once
-SCENARIOS = $(shell vm-test/run --list | awk '$$1 !~ /^(disk|root|zinit|update|crash|pids)/ { print $$1 }') $(SOME)
-ON_OTHER := boot poweroff-link soft-restart reboot-refused disk-busy-writer root-on-a-disk
+SOME := disk-busy-writer disk-names disk-stacked root-on-a-disk root-upgraded update-crashes-at-once crash-once \
+        fault-remount fault-reboot-eio fault-clock-end fault-no-ctypes-poweroff
+SCENARIOS = $(shell vm-test/run --list | awk '$$1 !~ /^(disk|root|zinit|update|crash|pids|fault)/ { print $$1 }') $(SOME)
+ON_OTHER := boot poweroff-link soft-restart reboot-refused disk-busy-writer root-on-a-disk fault-reboot-eio
 
 .PHONY: help boot test faults faults-vm fuzz soak interop clean boot-needs soak-needs test-needs venv
 

@@ -53,7 +53,8 @@ files: /etc/zinit/services, /run/zinit.sock, /run/zinit/state.json, /etc/hostnam
 
 Why it is written as it is: PID 1 that blocks stops the reaping, PID 1 that dies takes everything along, and at
 shutdown files may be gone. So there is one loop with one blocking call, every wait has a bound, imports are few
-(each costs milliseconds of boot) and none is made at the end. Read it from top to bottom: what is used was met before.
+(each costs milliseconds of boot) and none is made at the end. Read it from top to bottom: each function and constant
+is met before it is used; the one object, Init, comes after all that can do without it.
 """
 
 # ---- imports: what the start needs; ctypes, json, socket and others come later, see load_libc and load_the_rest
@@ -94,20 +95,21 @@ STOP_TIMEOUT = 30.0  # default: the server or COMMAND, from the request to end t
 GRACE = 10.0  # default: everything else, from SIGTERM to SIGKILL
 RESPAWN_DELAY = 1.0  # from the server's death to the next start
 LISTEN_LIMIT = 5.0  # from the server's start until a missing socket means that there will be none
-TIDY_AFTER = 1.0  # COMMAND's start goes before giving memory back
+TIDY_AFTER = 1.0  # from COMMAND's start until memory is given back, which takes its time
 RPC_LIMIT = 5.0  # one request to the server: connecting and answering together
 RESTART_LIMIT = 5.0  # soft restart: the server's exit after it was asked; then the same for services it left
 KILL_WAIT = 0.5  # reaping after SIGKILL; who is still there sleeps uninterruptibly
-FORK_LIMIT = 5.0  # COMMAND run once: from the first fork(2) that is refused until we give up
+FORK_LIMIT = 5.0  # COMMAND run once: from our start until we give up if fork(2) is refused
 DISKS_LIMIT = 10.0  # sync(2), unmounting, remounting and freezing, of all disks together
 SLOW_LIMIT = 300.0  # the most that DISKS_LIMIT grows to while disks still move data
-STUCK_AFTER = 2.0  # no disk has moved data for so long during one call: its child is left behind, and a new one skips that call
+STUCK_AFTER = 2.0  # a call that takes so long, while no disk moves data, is stuck
 LOOK_AT_DISKS = 0.5  # between two looks whether they do
 UPDATE_LIMIT = 10.0  # a new file's checks, its trial start and its way to the disk
-TRIAL_LIMIT = 5.0  # the trial start of a file of ours
+TRIAL_LIMIT = 5.0  # the trial start of a new file of ours
+RECOVERY_LIMIT = 15.0  # the same after a crash: who takes longer has a dead disk, and a re-exec would never come back
 PROBATION = 60.0  # for so long after an update a crash brings the old file back
 CRASHES, CRASHES_WITHIN = 5, 60.0  # so many crashes of ours within so many seconds lead to a re-exec
-PATIENT_CRASHES = 2  # so many crashes keep what was under way; the next one gives it up, as it may be the cause
+PATIENT_CRASHES = 2  # so many recent crashes keep the signal and the soft restart that were under way; the next one gives them up
 SERVER_DEATHS = 3  # a server that was updated may die so often within PROBATION; then the old one comes back
 LOCK_LIMIT = 1.0  # reading our own pages, before the end
 HURRY_LIMIT = 2.0  # sync(2) when nobody wants to wait any more
@@ -119,8 +121,8 @@ LONGEST_SLEEP = 86400.0  # poll(2) takes its timeout in an int of milliseconds
 
 LATE_LINES = 100  # log lines that are kept for a slow reader
 LINE_BYTES = 900  # of one log line: /dev/kmsg takes less than 1 kB
-ANSWER_BYTES = 1 << 22  # of the server's answer: 100 and a service, each with its name
-MORE_THREADS = 64  # than there are when the end begins; a fork bomb gets no more
+ANSWER_BYTES = 1 << 22  # of the server's answer: enough for thousands of services
+MORE_THREADS = 500  # than there are when the end begins; a fork bomb gets no more
 NAMES = 20  # processes named in one line
 OWN_BYTES, SERVER_BYTES = 1 << 20, 1 << 28  # the largest file that an update takes: ours, the server's
 REAP_AT_ONCE = 1000  # children reaped before signals and deadlines are looked at again
@@ -154,7 +156,7 @@ AF_INET, SOCK_DGRAM = 2, 2  # <bits/socket.h>
 
 POWER_OFF, REBOOT, HALT = "power off", "reboot", "halt"
 SOFT_RESTART, SELF_UPDATE, REAP = "soft restart", "self-update", "reap"
-UNHEARD, FAULT, OTHER = "ignored by the kernel", "no handler", "ignored"
+UNHEARD, FAULT, OTHER = "ignored: SIG_IGN", "no handler", "ignored"
 
 # Of two signals in one wake-up the one that stands first here is answered first.
 # 37, 38 and 39 are systemd's halt, power off and reboot, whatever number SIGRTMIN has in this libc.
@@ -170,11 +172,12 @@ ACTIONS = {
     signal.SIGILL: FAULT, signal.SIGTRAP: FAULT, signal.SIGSYS: FAULT,
 }  # fmt: skip
 
-# For each ending: reboot(2)'s command by its name and number, <sys/reboot.h>, and the signal that asks PID 1 for it.
+# For each ending: reboot(2)'s command by its name and number, <sys/reboot.h>, the signal that asks PID 1 for it, and what
+# does the same by way of Documentation/admin-guide/sysrq.rst, where we have no ctypes: nothing for a halt, which parking is.
 ENDINGS = {
-    POWER_OFF: ("RB_POWER_OFF", 0x4321FEDC, 38),
-    REBOOT: ("RB_AUTOBOOT", 0x01234567, 39),
-    HALT: ("RB_HALT_SYSTEM", 0xCDEF0123, 37),
+    POWER_OFF: ("RB_POWER_OFF", 0x4321FEDC, 38, b"o"),
+    REBOOT: ("RB_AUTOBOOT", 0x01234567, 39, b"b"),
+    HALT: ("RB_HALT_SYSTEM", 0xCDEF0123, 37, b""),
 }
 
 
@@ -185,7 +188,7 @@ def action_for(number):
 
 def in_order(numbers):
     """The signals of one wake-up in the order in which they are answered."""
-    return [number for number in ACTIONS if number in numbers] + sorted(numbers - ACTIONS.keys())
+    return [number for number in ACTIONS if number in numbers] + sorted(set(numbers) - ACTIONS.keys())
 
 
 SIGNAL_NUMBERS = {name: number for name, number in vars(signal).items() if name[:3] == "SIG" and "_" not in name}
@@ -243,7 +246,8 @@ def is_ready(fd, events, seconds=0.0):
 def write_alone(fd, data, shared):
     """write(2) that does not block; the SIGPIPE and such that it causes is taken away, as it is no request from outside.
 
-    `shared`: others write there, too, and may have taken the room that poll(2) saw. -> bytes done with: all if they never can be.
+    `shared`: others write there, too, and may have taken the room that poll(2) saw. -> how many bytes are done with: all
+    of them where they never can be written.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS_OF_WRITE)
     try:
@@ -354,12 +358,20 @@ def read_file(path, folder=None):
         os.close(fd)
 
 
+def in_words(why):
+    """What an exception says: of a system call's without "[Errno 2]", of a bug with its type."""
+    if isinstance(why, OSError) and why.strerror:
+        name = os.fsdecode(why.filename) if isinstance(why.filename, bytes) else why.filename
+        return why.strerror if name is None else f"{name}: {why.strerror}"
+    return str(why) if isinstance(why, (OSError, ValueError)) else f"{type(why).__name__}: {why}"
+
+
 def step(what, deed, *arguments):
     """Do one thing that can be done without; log and survive what it raises."""
     try:
         deed(*arguments)
     except Exception as why:  # whatever it is: it is no reason to end here
-        log.error(f"{what}: {why}")
+        log.error(f"{what}: {in_words(why)}")
 
 
 MOUNTINFO, SWAPS = "/proc/self/mountinfo", "/proc/swaps"
@@ -465,7 +477,7 @@ def ioctl(path, request):
 
 
 def kill(pid, number):
-    """kill(2); -> whether there was anybody to signal. A refusal is logged: we may be PID 1 without being root."""
+    """kill(2); -> whether there was anybody, whom we may not signal included. That is logged: we may be PID 1 without being root."""
     try:
         if pid == -1 and os.getpid() != 1:
             raise OSError(errno.EPERM, "only PID 1 may")
@@ -648,6 +660,14 @@ def usage():
 # ---- where am I
 
 
+def has_kthreadd():
+    """Is PID 2 in no session and no group of this namespace? kthreadd is, and it is in the initial one only."""
+    try:
+        return os.getsid(2) == os.getpgid(2) == 0
+    except OSError:
+        return False
+
+
 def in_initial_pid_namespace():
     """Is this PID 1 the machine's? By its namespace's inode, or by reboot(RB_DISABLE_CAD), which no other may ask."""
     try:
@@ -660,7 +680,7 @@ def in_initial_pid_namespace():
         return True
     except OSError as why:
         # Without ctypes nobody can ask: say VM. A container that is taken for a VM parks instead of exiting; the reverse panics.
-        return why.errno == errno.ENOSYS
+        return why.errno == errno.ENOSYS or why.errno == errno.EPERM and has_kthreadd()
 
 
 def container_word(options, env):
@@ -782,6 +802,15 @@ def debug_wanted():
         return False
 
 
+def disable_ctrl_alt_del():
+    """It shall be a SIGINT for us and no reset. Raises OSError."""
+    try:
+        reboot(RB_DISABLE_CAD)
+    except OSError:  # no ctypes, say
+        with open("/proc/sys/kernel/ctrl-alt-del", "wb", buffering=0) as file:
+            file.write(b"0\n")
+
+
 def boot(options, again):
     """Everything a VM needs before the server starts; `again` after a re-exec, when others may have changed some of it."""
     load_libc()
@@ -802,7 +831,7 @@ def boot(options, again):
         step("boot: loopback interface", loopback_up)
         step("boot: hostname", set_hostname)
     step("boot: RLIMIT_NOFILE", raise_open_files)
-    step("boot: Ctrl-Alt-Del", reboot, RB_DISABLE_CAD)
+    step("boot: Ctrl-Alt-Del", disable_ctrl_alt_del)
     os.environ.setdefault("PATH", DEFAULT_PATH)
     os.umask(0o022)
 
@@ -893,14 +922,17 @@ def interpreter_of(path):
     return os.fsdecode(next(filter(None, words), b"")) if line.startswith(b"#!") else "the loader"
 
 
-def exec_command(argv, env):
-    """Become argv[0], looked up on PATH as execvp(3) does. Returns never; raises OSError."""
+def exec_command(argv, env, is_script):
+    """Become argv[0], looked up on PATH as execvp(3) does. Returns never; raises OSError.
+
+    What is no program, and has no `#!`, is a script for /bin/sh if `is_script` says that it may be one.
+    """
     failure = FileNotFoundError(errno.ENOENT, "not found", argv[0] or "''")
     for path in candidates(argv[0], env):
         try:
             os.execve(path, argv, env)
         except OSError as why:
-            if why.errno == errno.ENOEXEC:  # no `#!`: a script, as for every shell; an empty one too
+            if why.errno == errno.ENOEXEC and is_script:  # as for every shell; an empty one too
                 os.execve("/bin/sh", ["/bin/sh", path, *argv[1:]], env)
             if why.errno == errno.EACCES:
                 failure = OSError(errno.EACCES, "is a directory" if os.path.isdir(path) else "not executable", path)
@@ -916,47 +948,23 @@ def failure_code(why):
     return 127 if getattr(why, "errno", None) in (errno.ENOENT, errno.ENOTDIR) else 126
 
 
-def run_child(argv, prepare, report):
-    """The child's side of spawn(). Never returns."""
+def run_child(become, report):
+    """What the child of Init.fork_server() does: become(report), which is not to return. Never returns.
+
+    Why it could not goes to the descriptor `report`, which exec closes.
+    """
     code = 126
     log.late.clear()  # the parent writes those
     try:
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_DFL)
-        env = prepare()
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # not before the handlers are gone
-        exec_command(argv, env)
+        become(report)
     except Exception as why:
         code = failure_code(why)
-        text = f"{getattr(why, 'filename', None) or repr(argv[0])}: {getattr(why, 'strerror', None) or why}"
-        os.write(report, text.encode("utf-8", "surrogateescape"))
+        write_alone(report, in_words(why).encode("utf-8", "surrogateescape"), shared=False)
     finally:
         os._exit(code)
-
-
-def spawn(argv, prepare):
-    """Start a child that becomes argv in the environment prepare(). -> (pid, read end of its report). Raises OSError.
-
-    The report is empty if exec worked, and says why it did not otherwise. Nobody waits for it: the loop reads it.
-    """
-    read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    # Blocked around fork: a handler of ours that ran in the child would swallow the signal, and wake the parent.
-    mask, pid = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()), -1
-    try:
-        pid = os.fork()
-        if pid == 0:
-            run_child(argv, prepare, write_end)
-        os.close(write_end)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return pid, read_end
-    except BaseException:
-        if pid > 0:
-            kill(pid, signal.SIGKILL)  # nobody would know of it
-        for fd in (read_end, write_end):
-            step("close", os.close, fd)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        raise
 
 
 def given_descriptors():
@@ -971,20 +979,29 @@ def given_descriptors():
     return found
 
 
+def may_read(fd):
+    """May our process group read from this terminal? Asked by a read(2) of nothing, which from the background says EIO."""
+    own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)  # another reader shall not make us wait
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTIN])
+    try:
+        return os.read(own, 0) == b""
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(own)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def foreground_terminal():
     """The descriptor of the terminal in whose foreground our process group is, or None."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTIN])
-    found = None
     for fd in (0, 1, 2):
         try:
-            # Group 0 is any group of outside our PID namespace: there a read(2) of nothing, from the background, says EIO.
-            if os.tcgetpgrp(fd) == os.getpgrp() and (os.getpgrp() or os.read(fd, 0) == b""):
-                found = fd
-                break
+            # A group of outside our PID namespace has the number 0 for us, whichever it is: ours may be another one.
+            if os.tcgetpgrp(fd) == os.getpgrp() and (os.getpgrp() or may_read(fd)):
+                return fd
         except OSError:
             pass
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    return found
+    return None
 
 
 def set_foreground(fd, group):
@@ -1006,27 +1023,46 @@ def is_our_child(pid):
         return False
 
 
-def start_helper(what, deed):
+# What becomes of a helper: its exit status, or GIVEN_UP if we did not wait for its end. REFUSED: deed() said no, by ValueError.
+# NOT_NEEDED: it returned False, as there was nothing to do. FAILED is all else, that there is no helper included.
+DONE, REFUSED, FAILED, NOT_NEEDED, GIVEN_UP = range(5)
+
+
+def start_helper(what, deed, helpers):
     """fork(2) a child that does deed(), which may block; -> its pid. Raises OSError.
 
-    Its exit status: 0 if it was done; else it logs why: 1 if deed() said no, by ValueError, 2 if it could not be done.
-    Any other one says that it could not even log that.
+    `helpers` has None for its pid from the statement that forks: it is known whatever happens to us then. It leads a process
+    group, and logs why it was not done.
     """
-    pid = os.fork()
+    code = FAILED
+    helpers[(pid := os.fork())] = None
     if pid == 0:
-        code = 3
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # our handlers mean nothing in here
+            os.setpgid(0, 0)
             log.late.clear()  # the parent writes those
-            deed()
-            code = 0
+            code = NOT_NEEDED if deed() is False else DONE
         except BaseException as why:
-            log.error(f"{what}: {why}" if isinstance(why, (OSError, ValueError)) else f"{what}: {type(why).__name__}: {why}")
-            code = 1 if isinstance(why, ValueError) else 2
+            code = REFUSED if isinstance(why, ValueError) else FAILED
+            log.error(f"{what}: {in_words(why)}")
         finally:
-            log.drain()
-            os._exit(code)
+            try:
+                log.drain()
+            finally:
+                os._exit(code)
     return pid
+
+
+def kill_helper(helper):
+    """SIGKILL for a helper and whom it has started; for itself alone before it leads its group."""
+    if not kill(-helper, signal.SIGKILL):
+        kill(helper, signal.SIGKILL)
+
+
+def outcome_of(status):
+    """What became of a helper, by its status of waitpid(2)."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code in (DONE, REFUSED, NOT_NEEDED) else FAILED
 
 
 # ---- disks: what the end does to them; only children of ours call this, for each of these calls may never return
@@ -1201,7 +1237,7 @@ def rpc_result(line, kind):
     import json  # loaded by load_the_rest
 
     try:
-        answer = json.loads(line)
+        answer = json.loads(line.decode())  # bytes may be any encoding to json, which would be imported now
     except (ValueError, RecursionError):
         raise ValueError(f"answered no JSON: {line[:60]!r}") from None
     if not isinstance(answer, dict) or answer.get("id") != 1 or not isinstance(answer.get("result"), kind):
@@ -1239,6 +1275,12 @@ def listed_pids(services):
 # ---- re-exec: this process starts its file anew; server, orphans, statuses, descriptors and pending signals stay
 
 OWN_PATH = os.path.realpath(__file__)
+OWN_IDENTITY = file_identity(OWN_PATH)  # of the file that we are
+
+
+def environment():
+    """Our environment as execve(2) takes it: a kernel's word "=x" has no name, which is EINVAL."""
+    return {name: value for name, value in os.environ.items() if name}
 
 
 def reexec(path, words, state):
@@ -1257,7 +1299,7 @@ def reexec(path, words, state):
             words = words[2:]
         server = state["server"] or 0
         argv = [python, *(["-" + flags] if flags else []), path, "--adopt-server", f"{server}:{fd}", *words]
-        os.execve(python, argv, os.environ)
+        os.execve(python, argv, environment())
     finally:
         os.close(fd)
 
@@ -1268,12 +1310,14 @@ def handed_over(words):
     {} if there is no such child of ours: a kernel's words may say anything.
     """
     try:
-        pid = 0
         pid, fd = parse_adopted(words[1]) if words[:1] == ["--adopt-server"] else (0, None)
+    except (IndexError, ValueError):
+        return {}
+    try:
         state = dict(marshal.loads(os.pread(fd, os.fstat(fd).st_size, 0)))
         os.set_inheritable(fd, False)
         return dict(state, memfd=fd)  # stays open until all is taken over: after a crash before that it is read again
-    except (IndexError, TypeError, ValueError, EOFError, OSError):
+    except (TypeError, ValueError, EOFError, OSError):
         return {"server": pid} if pid and is_our_child(pid) else {}
 
 
@@ -1288,45 +1332,82 @@ def go_with_parent():
 TRIED = b"pyinit1: trial: ready\n"  # what a file that is tried says, whatever its log level
 
 
-def trial_start(path, words):
-    """Start the file with `words` in a PID namespace of its own, where that is allowed; it takes over a child, and has to get ready.
+NOWHERE = "/trial"  # no file, no socket
+NOT_TRIED = 99  # an exit status that neither Python nor we have
 
-    For a child of ours, and it goes with that one. Raises OSError, and ValueError with the last line that it wrote.
+
+def trial_words(vm):
+    """Our words, for a trial start: a kernel's mean nothing outside a VM; what is tried has no COMMAND that it could start."""
+    if vm:
+        return []
+    command = parse_args(sys.argv[1:], {})[0]["command"]
+    return sys.argv[1 : len(sys.argv) - len(command)] + [NOWHERE] * bool(command)
+
+
+def stand_in(lifeline):
+    """In a child: stand for the server that is to be taken over, as long as somebody has the other end of `lifeline` open."""
+    os.dup2(lifeline, 0)
+    os.closerange(1, 1024)  # that other end, where a trial's last word goes, an update's lock
+    os.read(0, 1)
+    os._exit(DONE)
+
+
+def become_tried(path, words, write_end, lifeline):
+    """In a child: become the file that is tried; its log goes to `write_end`. Exit status NOT_TRIED if it could not."""
+    try:
+        go_with_parent()
+        server = os.fork()
+        if server == 0:
+            stand_in(lifeline)
+        os.dup2(write_end, 2)
+        for name, _ in TIMES.values():
+            os.environ.pop(name, None)  # of a bad one a VM complains; outside, where this is, it would be refused
+        os.environ.update(PYINIT1_SERVER=NOWHERE, ZINIT_SOCKET=NOWHERE)  # if it takes over nobody, it shall disturb nobody
+        reexec(path, words, {"server": server, "trial": True})
+    except Exception as why:
+        os.write(write_end, in_words(why).encode())
+    finally:
+        os._exit(NOT_TRIED)
+
+
+def await_trial(trial, read_end, limit):
+    """Wait until the process `trial` says that it is ready. Raises as trial_start() does."""
+    text, deadline = b"", time.monotonic() + limit
+    while TRIED not in text:
+        if not is_ready(read_end, select.POLLIN, deadline - time.monotonic()):
+            raise ValueError(f"not ready within {limit:g} s")
+        part = os.read(read_end, 65536)
+        text += part
+        if not part:
+            why = f"did not start: {(text.splitlines() or [b''])[-1].decode('utf-8', 'replace')}"
+            # SIGKILL: the kernel wanted memory.
+            could_not = os.waitstatus_to_exitcode(os.waitpid(trial, 0)[1]) in (NOT_TRIED, -signal.SIGKILL)
+            raise OSError(errno.EAGAIN, why) if could_not else ValueError(why)
+
+
+def trial_start(path, words, limit):
+    """Start the file with `words` in a PID namespace of its own, where that is allowed: it has `limit` seconds to get ready.
+
+    For a child of ours, and nothing of it is left. Raises OSError if it cannot be made, ValueError if it goes wrong, with
+    the last line that was written.
     """
     load_libc()
     read_end, write_end = os.pipe()
+    lifeline, alive = os.pipe()
     try:
         call("unshare", CLONE_NEWPID)
     except OSError as why:
         log.debug(f"trial start: in our own PID namespace: {why.strerror}")
     trial = os.fork()
     if trial == 0:
-        go_with_parent()
-        server = os.fork()  # what the tried file has to take over stands for the server
-        if server == 0:
-            go_with_parent()
-            os.close(write_end)
-            signal.sigwait([signal.SIGTERM])
-            os._exit(0)
-        os.dup2(write_end, 2)
-        for name, _ in TIMES.values():
-            os.environ.pop(name, None)  # of a bad one a VM complains; outside, where this is, it would be refused
-        try:
-            reexec(path, words, {"server": server, "trial": True})
-        except OSError as why:
-            os.write(2, str(why).encode())
-        finally:
-            os._exit(1)
+        become_tried(path, words, write_end, lifeline)
     os.close(write_end)
-    text, deadline = b"", time.monotonic() + TRIAL_LIMIT
-    while TRIED not in text:
-        if not is_ready(read_end, select.POLLIN, deadline - time.monotonic()):
-            raise TimeoutError(errno.ETIMEDOUT, f"not ready within {TRIAL_LIMIT:g} s")
-        part = os.read(read_end, 65536)
-        if not part:
-            raise ValueError(f"did not start: {(text.splitlines() or [b''])[-1].decode('utf-8', 'replace')}")
-        text += part
-    kill(trial, signal.SIGKILL)
+    try:
+        await_trial(trial, read_end, limit)
+    finally:
+        kill(trial, signal.SIGKILL)
+        for fd in (read_end, lifeline, alive):
+            os.close(fd)
 
 
 # ---- updates: FILE.new takes the place of FILE, which is kept as FILE.old; only children of ours do this
@@ -1342,9 +1423,12 @@ def read_trusted(path, most):
     """The file at `path`, no link, of `most` bytes at most, that nobody else can write. Raises OSError, ValueError."""
     folder = os.path.realpath(os.path.dirname(path))
     path = os.path.join(folder, os.path.basename(path))
-    while folder != os.path.dirname(folder):
+    check_owner("/", os.stat("/"))
+    while folder != "/":
         check_owner(folder, os.stat(folder))
         folder = os.path.dirname(folder)
+    if os.path.islink(path):
+        raise ValueError(f"{path}: expected a file, and no link")
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         check_owner(path, status)
@@ -1381,13 +1465,24 @@ def sync_path(path):
         os.close(fd)
 
 
-def update(path, most, try_it, keep_old):
-    """Put what was verified of FILE.new in FILE's place; FILE becomes FILE.old if `keep_old`, else that stays as it is.
+def lock_folder(folder):
+    """flock(2), as long as this process lives: another pyinit1.py may update the same file. Raises OSError, ValueError."""
+    try:
+        fcntl.flock(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{folder}: another update is under way there") from None
 
-    What is tried and installed is a file of our own, for FILE.new may be written anew meanwhile. There is a FILE at every
-    moment. Raises what try_it(content, path of our file) raises, OSError and ValueError: then FILE is the old one.
+
+def update(path, most, try_it, keep_old):
+    """Put what was verified of FILE.new in FILE's place; FILE becomes FILE.old if `keep_old` or there is none.
+
+    Not if FILE is that already: it may be done again. What is tried and installed is a file of our own, for FILE.new may be
+    written anew meanwhile. There is a FILE at every moment. Raises what try_it(content, path of our file) raises, OSError
+    and ValueError: then FILE is the old one.
     """
-    verified, content, trial, spare = file_identity(path + ".new"), verify(path, most), path + ".trial", path + ".old.new"
+    lock_folder(os.path.dirname(path))
+    offered, trial, spare = os.lstat(path + ".new").st_mtime_ns, path + ".trial", path + ".old.new"
+    content, mode = verify(path, most), os.stat(path).st_mode & 0o7777
     remove(trial)
     with open(trial, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:  # whatever our umask is
         try:
@@ -1395,8 +1490,11 @@ def update(path, most, try_it, keep_old):
             file.flush()
             os.fsync(file.fileno())
             try_it(content, trial)
-            os.fchmod(file.fileno(), os.stat(path).st_mode & 0o7777)
-            if keep_old:
+            os.fchmod(file.fileno(), mode)
+            os.utime(file.fileno(), ns=(offered, offered))  # tidy_up() knows by it which FILE.new this was
+            with open(path, "rb") as now:
+                keep_old = keep_old and now.read() != content
+            if keep_old or not os.path.lexists(path + ".old"):
                 remove(spare)
                 os.link(path, spare)
                 os.replace(spare, path + ".old")
@@ -1404,11 +1502,27 @@ def update(path, most, try_it, keep_old):
         except BaseException:
             step("update", remove, trial)
             raise
-    # It is done, and nothing may fail any more.
-    if file_identity(path + ".new") == verified:  # else it is the next update
-        step("update", remove, path + ".new")
-        step("update", remove, path + ".new.sha256")
-    step("update", sync_path, os.path.dirname(path))
+
+
+def tidy_up(path):
+    """After an update: FILE.new goes, unless it is the next update already; what was renamed is on the disk. Raises OSError."""
+    installed, offered = os.stat(path), os.lstat(path + ".new") if os.path.lexists(path + ".new") else None
+    if offered and (offered.st_mtime_ns, offered.st_size) == (installed.st_mtime_ns, installed.st_size):
+        remove(path + ".new")
+        remove(path + ".new.sha256")
+    sync_path(os.path.dirname(path))
+
+
+def update_server(keep_old):
+    """Update the server, if there is one and a new file beside it; -> False if not. Raises OSError, ValueError."""
+    try:
+        path = find_server(os.environ)
+        os.lstat(path + ".new")
+    except OSError:
+        return False
+    log.info(f"server's update: {path}.new")
+    update(path, SERVER_BYTES, lambda *_: None, keep_old)
+    return True
 
 
 def bring_back(path):
@@ -1419,15 +1533,23 @@ def bring_back(path):
 
 # ---- the last things: they work without the loop, and are met again in Init
 
+def ask_kernel(requests):
+    """Documentation/admin-guide/sysrq.rst: `s` syncs, `u` remounts read-only, `o` and `b` end the machine: the kernel does, not we."""
+    for request in requests:
+        step(SYSRQ, os.write, held.get(SYSRQ, -1), request)
+
+
 def try_reboot(how):
     """reboot(2) as one of ENDINGS asks for it. Returns only if that fails."""
-    name, command, _ = ENDINGS[how]
+    name, command, _, request = ENDINGS[how]
     log.info(f"the end: reboot(2): {name}")
     log.drain()
     try:
         reboot(command)
     except OSError as why:
         log.error(f"reboot(2) failed: {name}: {why.strerror}")
+        if why.errno == errno.ENOSYS:
+            ask_kernel([request])
 
 
 def reap_all():
@@ -1440,24 +1562,21 @@ def reap_all():
 
 
 def done_in_time(what, deed, seconds):
-    """Let a child do deed(), without the loop: all signals are blocked.
-
-    -> True if it was done within `seconds`; None if it could not be done for want of something; else False.
-    """
+    """Let a child do deed(), without the loop: all signals are blocked. -> what became of it."""
     deadline = time.monotonic() + seconds
     try:
-        helper = start_helper(what, deed)
+        helper = start_helper(what, deed, {})
         while time.monotonic() < deadline:
             pid, status = os.waitpid(helper, os.WNOHANG)
             if pid:
-                return {0: True, 1: False}.get(os.waitstatus_to_exitcode(status))
+                return outcome_of(status)
             signal.sigtimedwait([signal.SIGCHLD], max(0.0, deadline - time.monotonic()))
-        kill(helper, signal.SIGKILL)
+        kill_helper(helper)
         log.error(f"{what}: not done within {seconds:g} s")
-        return False
+        return GIVEN_UP
     except OSError as why:
         log.error(f"{what}: fork: {why.strerror}")
-        return None
+        return FAILED
 
 
 def limit_threads():
@@ -1466,19 +1585,19 @@ def limit_threads():
     os.pwrite(held[THREADS_MAX], b"%d\n" % (now + MORE_THREADS), 0)
 
 
-def ask_kernel(requests):
-    """Documentation/admin-guide/sysrq.rst: `s` syncs, `u` remounts read-only, in the kernel and not in us."""
-    for request in requests:
-        step(SYSRQ, os.write, held.get(SYSRQ, -1), request)
+def release_again(stuck):
+    """All that the end does to disks once more, without the loop; what it could not do in time the kernel is asked for."""
+    if done_in_time("the end: disks", Release(stuck, -1).run, DISKS_LIMIT) != DONE:
+        ask_kernel([b"u"])
 
 
 def hurry(how):
     """Sync in a child for at most HURRY_LIMIT, then reboot(2). Returns only if that fails."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    done = done_in_time("sync", os.sync, HURRY_LIMIT)
-    if not done:
+    outcome = done_in_time("sync", os.sync, HURRY_LIMIT)
+    if outcome != DONE:
         ask_kernel([b"s"])
-    if done is None:
+    if outcome == FAILED:
         signal.sigtimedwait([], HURRY_LIMIT)  # the kernel has only made a note of it
     try_reboot(how)
 
@@ -1497,10 +1616,11 @@ def park():
 # ---- PID 1: its state, its loop, and what it does
 
 
-# What the next one gets over a re-exec: attributes of Init, all of them numbers, texts, and lists of such.
+# What the next one gets over a re-exec: attributes of Init, all of them numbers, texts, and collections of such. The child's
+# `report` does not survive: if exec fails then, its exit status says so. `releasing` is go_on()'s: it re-execs no more then.
 HANDED_OVER = (
-    "server", "started", "start_at", "started_at", "unsettled", "cwd", "terminal", "restart", "update", "request", "ending",
-    "releasing", "status", "reaped", "crashes", "probation", "server_probation", "server_deaths", "leaving",
+    "server", "started", "start_at", "started_at", "unsettled", "cwd", "terminal", "restart", "update", "unheard", "request", "ending",
+    "releasing", "status", "reaped", "stopped", "crashes", "probation", "server_probation", "server_deaths", "leaving", "had_terminal",
 )  # fmt: skip
 
 
@@ -1520,25 +1640,27 @@ class Init:
         self.terminal = None  # descriptor of the terminal that COMMAND gets from us, and gives back
         self.server = None  # pid of the server, or of COMMAND; None while it does not run
         self.started = ""  # the words that it was started with; empty if exec failed
-        self.report = None  # descriptor on which the child says why exec failed, until it has closed it
+        self.report, self.said = None, b""  # descriptor on which the child says what it becomes, until it has closed it; what it said
         self.start_at = 0.0  # when the server is to be started, time.monotonic()
         self.started_at = 0.0  # when it was
         self.tidy_at = time.monotonic() + TIDY_AFTER if self.command else 0.0  # when memory is given back; 0 when it was
-        self.give_up_at = time.monotonic() + FORK_LIMIT  # from then on a fork(2) for a COMMAND run once is the last try
+        self.give_up_at = time.monotonic() + FORK_LIMIT  # from then on a fork(2) for a COMMAND run once is not tried again
         self.services = {}  # pid -> Process: services that are our children, since a soft restart
-        self.leaving = None  # (was its state saved?, file_identity(STATE_PATH) before) of a server that was asked to go
+        self.leaving = None  # (what it answered, file_identity(STATE_PATH) before) of a server that was asked to go
         self.unsettled = False  # a new server has not yet said which of them it took over
-        self.helpers = {}  # pid -> status, or None: children that do what could block us
+        self.helpers = {}  # pid -> status, or None while it runs: children that do what could block us
         self.crashes = []  # when we crashed, time.monotonic()
         self.probation = 0.0  # until then a crash brings the file from before the update back, time.monotonic()
         self.update = False  # a self-update was asked for
+        self.unheard = False  # one was begun, and we have not heard its end: FILE.old may be what we are
         self.server_probation, self.server_deaths = 0.0, 0  # the same for an updated server
         self.reaped = (0, 0)  # the last (pid, status) of waitpid(2)
         self.releasing = False  # the disks are being released: our own file may be gone
+        self.stuck = set()  # the steps of that which hold a child
         self.stopped = 0  # the signal that stopped COMMAND, until that is answered
         self.answering = 0  # the signal that is being answered
         self.wakeup = None  # read end of the pipe that signals write to
-        self.pending = set()  # signals that came and are not answered yet
+        self.pending = {}  # signals that came and are not answered yet; see listen()
         self.interrupts = []  # when the last SIGINTs came, time.monotonic()
         self.restart = False  # a soft restart was asked for
         self.request = None  # the first of ENDINGS that was asked for
@@ -1549,18 +1671,23 @@ class Init:
     # -- the loop
 
     def listen(self):
-        """Put the handlers in and unblock: from here on signals are answered."""
+        """Put the handler in and unblock: from here on signals are answered.
+
+        The handler is setdefault(number, frame) of `pending`: no statement of ours, so none of ours can fail in it and lose
+        the signal. The pipe's bytes only wake us: it drops them when it is full; `pending` does not.
+        """
         self.wakeup, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        handlers = {FAULT: signal.SIG_DFL, UNHEARD: self.note if self.forwards else signal.SIG_IGN}
+        handler = self.pending.setdefault
+        handlers = {FAULT: signal.SIG_DFL, UNHEARD: handler if self.forwards else signal.SIG_IGN}
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            signal.signal(number, handlers.get(action_for(number), self.note))
-        self.pending.add(signal.SIGCHLD)  # who died before has sent nothing
+            signal.signal(number, handlers.get(action_for(number), handler))
+        self.look_for_children()  # who died before has sent nothing
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
-    def note(self, number, _frame):
-        """The one signal handler. The pipe's bytes only wake us: it drops them when it is full; this set does not."""
-        self.pending.add(number)
+    def look_for_children(self):
+        """Reap in the next turn, though no SIGCHLD came."""
+        self.pending[signal.SIGCHLD] = None
 
     def turn(self, deadline=None, fd=None, events=0):
         """One turn of the loop: sleep until a signal, the deadline (time.monotonic()) or `fd`; reap; answer.
@@ -1568,17 +1695,10 @@ class Init:
         -> whether `fd` has one of poll(2)'s `events`.
         """
         ready = self.sleep(deadline, fd, events)
-        for number in in_order(self.pending):  # after the pipe was drained: what comes now wakes the next turn
-            self.answering = number
-            self.pending.discard(number)
-            if number == signal.SIGCHLD:
-                self.reap()
-            else:
-                self.answer(number)
-        self.answering = 0
+        self.answer_all(self.pending)  # after the pipe was drained: what comes now wakes the next turn
         if self.stopped:  # not before: what has come shall not wait for a shell's `fg`
-            number, self.stopped = self.stopped, 0
-            self.command_stopped(number)
+            self.command_stopped(self.stopped)
+            self.stopped = 0
         return ready
 
     def sleep(self, deadline, fd, events):
@@ -1632,6 +1752,7 @@ class Init:
             if os.WIFSTOPPED(status):  # an orphan's stop is nobody's business; one by ptrace(2) comes unasked
                 if pid == self.server and self.command:
                     self.stopped = os.WSTOPSIG(status)
+                self.reaped = (0, 0)
                 continue
             self.services.pop(pid, None)
             if pid == self.server:
@@ -1640,12 +1761,12 @@ class Init:
                 self.helpers[pid] = status
             elif tell:
                 tell(f"orphan reaped: pid {pid}: {how_it_ended(status)}")
-        self.pending.add(signal.SIGCHLD)  # there may be more: signals and deadlines first
+        self.look_for_children()  # there may be more: signals and deadlines first
         return False
 
     def server_ended(self, status):
         """Note the end of the server or of COMMAND: run() starts it again, or ends."""
-        self.read_report()
+        self.report_is_over()
         self.start_at = time.monotonic() + RESPAWN_DELAY
         if self.terminal is not None:
             set_foreground(self.terminal, os.getpgrp())
@@ -1667,23 +1788,22 @@ class Init:
             log.warn(f"services may run twice: the server died and left: {names(left)}")
 
     def command_stopped(self, number):
-        """COMMAND was stopped, by ^Z say: PID 1 continues it, for nobody could type `fg`; a plain process stops, too.
-
-        Nobody continues it where it asks for the terminal and cannot have it, and PID 1 leaves it stopped by SIGSTOP.
-        """
-        asks, terminal = number in (signal.SIGTTIN, signal.SIGTTOU), foreground_terminal()
+        """COMMAND was stopped, by ^Z say: PID 1 continues it, for nobody could type `fg`; a plain process stops, too."""
+        asks, terminal = number in (signal.SIGTTIN, signal.SIGTTOU), foreground_terminal()  # does it ask for the terminal?
         if asks and terminal is not None:
-            self.terminal = terminal  # a shell's `fg` has given it to us meanwhile
-        elif os.getpid() != 1:
-            if not self.stop_as_well(number) and asks:
-                return  # our group is orphaned, so nobody can type `fg`; it would ask again and again
-        elif number == signal.SIGSTOP or asks and self.terminal is None:
-            return  # somebody wants it to stand still; or it waits in the background, for `fg` where we were started
+            self.terminal, goes_on = terminal, True  # a shell's `fg` has given it to us meanwhile
+        elif os.getpid() == 1:
+            # Not if somebody wants it to stand still, nor if it waits in the background, for `fg` where we were started.
+            goes_on = number != signal.SIGSTOP and not (asks and self.terminal is None)
+            if goes_on:
+                log.warn(f"COMMAND continued: pid {self.server}: {signal_name(number)} stopped it, and PID 1 has no `fg`")
         else:
-            log.warn(f"COMMAND continued: pid {self.server}: {signal_name(number)} stopped it, and PID 1 has no `fg`")
-        if self.terminal is not None:
+            # In an orphaned group we do not stop, and nobody can type `fg`: it would ask again and again.
+            goes_on = self.stop_as_well(number) or not asks
+        if goes_on and self.terminal is not None:
             set_foreground(self.terminal, self.server)
-        kill(-self.server, signal.SIGCONT)
+        if goes_on:
+            kill(-self.server, signal.SIGCONT)
 
     def stop_as_well(self, number):
         """Stop ourselves by the signal that stopped COMMAND, until a shell's `fg` or `bg` sends us SIGCONT. -> did we stop?
@@ -1700,13 +1820,22 @@ class Init:
         if handler is not None:
             signal.signal(number, handler)
         self.terminal, stopped = foreground_terminal(), signal.SIGCONT in self.pending
-        self.pending.discard(signal.SIGCONT)  # COMMAND gets its own next; this one, forwarded later, would undo the next ^Z
-        for each in in_order(self.pending - {signal.SIGCHLD}):  # SIGTERM, say: before COMMAND may stop again
-            self.pending.discard(each)
-            self.answer(each)
+        self.pending.pop(signal.SIGCONT, None)  # COMMAND gets its own next; this one, forwarded later, would undo the next ^Z
+        self.answer_all(self.pending.keys() - {signal.SIGCHLD})  # SIGTERM, say: before COMMAND may stop again
         return stopped
 
     # -- answering
+
+    def answer_all(self, numbers):
+        """Answer these signals that came, in their order."""
+        for number in in_order(numbers):
+            self.answering = number  # before it is taken: a crash hands it over
+            self.pending.pop(number, None)
+            if number == signal.SIGCHLD:
+                self.reap()
+            else:
+                self.answer(number)
+        self.answering = 0
 
     def answer(self, number):
         """Answer one signal: pass it on, or note what is to be done. Nothing waits in here."""
@@ -1776,7 +1905,7 @@ class Init:
         self.turn(self.tidy_at)
         if time.monotonic() >= self.tidy_at:
             self.tidy_at = 0.0
-            give_memory_back()
+            step("memory", give_memory_back)
             log.debug("memory given back")
 
     def start_again(self):
@@ -1797,123 +1926,154 @@ class Init:
         for name in set(HANDED_OVER) & set(state):
             setattr(self, name, state[name])
         self.services = {process.pid: process for process in processes() if process.pid in state.get("services", ())}
-        if self.server is not None and self.reaped[0] == self.server and not os.WIFSTOPPED(self.reaped[1]):
-            self.server_ended(self.reaped[1])  # the crash came between waitpid(2) and the end of that
-        elif self.server is not None and not is_our_child(self.server):
-            if time.monotonic() < self.probation:
-                raise ChildProcessError(errno.ECHILD, f"pid {self.server} cannot be taken over")
-            self.server_ended(1 << 8)  # its status is lost: let it be 1
-        if self.server is not None and not self.restart:  # a soft restart was given up
+        self.look_at_adopted()
+        if self.server is not None and not self.restart:  # its soft restart was given up, by hand_over() say
             self.leaving, self.services = None, {pid: each for pid, each in self.services.items() if is_our_child(pid)}
         if "memfd" in state:
             os.close(state.pop("memfd"))
+        self.close_given()
         log.info(f"taken over: {self.what}: pid {self.server}")
         return True
 
-    def hand_over(self, after_crash=False):
-        """Leave everything to the one after a re-exec: the state, and, all signals being blocked, what waits for an answer."""
-        for helper in [helper for helper, status in self.helpers.items() if status is None]:
-            kill(helper, signal.SIGKILL)  # nobody would know of it any more
-        recent = [crash for crash in self.crashes if time.monotonic() - crash < CRASHES_WITHIN]
-        patient = not after_crash or len(recent) < PATIENT_CRASHES  # recover() adds this crash later
-        again = {self.answering} if patient and self.answering else set()
-        for number in self.pending | again:
-            os.kill(os.getpid(), number)
+    def look_at_adopted(self):
+        """What has become of the server that is taken over? Most often nothing: it lives, or its status waits for waitpid(2)."""
+        pid, status = self.reaped
+        if self.server is None:
+            return
+        if pid != self.server:
+            if not is_our_child(self.server):
+                if time.monotonic() < self.probation:
+                    raise ChildProcessError(errno.ECHILD, f"pid {self.server} cannot be taken over")
+                self.server_ended(1 << 8)  # its status is lost: let it be 1
+        elif os.WIFSTOPPED(status):  # we had its status, and then a crash
+            self.stopped = os.WSTOPSIG(status)
+        else:
+            self.server_ended(status)
+
+    def state(self):
+        """What the one after a re-exec has to know."""
         state = {name: getattr(self, name) for name in HANDED_OVER}
-        state.update(services=list(self.services), restart=self.restart and patient)
-        return state
+        return dict(state, services=list(self.services))
+
+    def leave(self, answering=0):
+        """Before a re-exec, all signals being blocked: those that wait for an answer, and `answering`, shall wait in the kernel."""
+        for number in self.pending.keys() | {answering} - {0}:
+            os.kill(os.getpid(), number)
+        for helper in [helper for helper, status in self.helpers.items() if status is None]:
+            kill_helper(helper)  # nobody would know of it any more
 
     def self_update(self):
         """Put our new file into place and re-exec it; whatever is wrong with it: nothing has changed, and we go on."""
         log.info(f"self-update: {OWN_PATH}.new")
         self.update = False
-        before, keep_old = file_identity(OWN_PATH), time.monotonic() >= self.probation  # until then .old is the last that is proven
-        words = [] if self.mode == VM else sys.argv[1:]  # a kernel's words mean nothing outside a VM
+        keep_old = time.monotonic() >= self.probation and not self.unheard  # else .old is the last that is proven
+        words = trial_words(self.mode == VM)
 
         def try_it(content, trial):
             compile(content, trial, "exec")
-            trial_start(trial, words)
+            trial_start(trial, words, TRIAL_LIMIT)
 
-        done = self.have_done("self-update: refused", lambda: update(OWN_PATH, OWN_BYTES, try_it, keep_old), UPDATE_LIMIT)
-        if file_identity(OWN_PATH) == before:
+        before, self.unheard = self.unheard, True
+        outcome = self.have_done("self-update: refused", lambda: update(OWN_PATH, OWN_BYTES, try_it, keep_old), UPDATE_LIMIT)
+        if outcome == DONE:
+            self.probation = time.monotonic() + PROBATION
+        self.unheard = outcome == GIVEN_UP or before and outcome != DONE
+        if outcome != DONE:
             return
-        if not done:  # its time was over between the renaming and the tidying up
-            log.warn("self-update: in place all the same")
-        self.probation = time.monotonic() + PROBATION
+        self.have_done("self-update: tidying up", lambda: tidy_up(OWN_PATH), UPDATE_LIMIT)
         log.info("self-update: re-exec")
         log.drain()
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            reexec(OWN_PATH, sys.argv[1:], self.hand_over())
+            self.leave()
+            reexec(OWN_PATH, sys.argv[1:], self.state())
         except OSError as why:
-            log.error(f"self-update: re-exec: {why.strerror}: the old file comes back")
-            self.probation = 0.0
-            done_in_time("self-update: the old file", lambda: bring_back(OWN_PATH), UPDATE_LIMIT)
-            self.pending.add(signal.SIGCHLD)  # that may have taken one that was not its own
-        finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            log.error(f"self-update: re-exec: {why.strerror}: the old file comes back")
+            self.have_done("self-update: the old file", lambda: bring_back(OWN_PATH), UPDATE_LIMIT)
+            self.probation = 0.0
 
     def have_done(self, what, deed, seconds):
-        """Let a child do deed(), which may block; -> whether it was done within `seconds`. If not, it has been logged."""
+        """Let a child do deed(), which may block, for `seconds` at most, while the loop turns. -> what became of it.
+
+        GIVEN_UP, too, if we are called away. Whatever is wrong has been logged.
+        """
         try:
-            helper = start_helper(what, deed)
+            helper = start_helper(what, deed, self.helpers)
         except OSError as why:
             log.error(f"{what}: fork: {why.strerror}")
-            return False
-        self.helpers[helper] = None
+            return FAILED
         if not self.wait(lambda: self.helpers[helper] is not None, seconds):
-            kill(helper, signal.SIGKILL)
+            kill_helper(helper)
             log.error(f"{what}: " + (f"{self.request} goes first" if self.called_away() else f"not done within {seconds:g} s"))
         status = self.helpers.pop(helper)
-        if status not in (None, 0, 1 << 8, 2 << 8):
+        if status is None:
+            return GIVEN_UP
+        if os.WIFSIGNALED(status):
             log.error(f"{what}: {how_it_ended(status)}")
-        return status == 0
+        return outcome_of(status)
 
     def exchange_server(self):
-        """Before the server starts: install its update, if there is one, or take back one that keeps dying."""
-        try:
-            path = "" if self.command else find_server(os.environ)
-        except OSError:
-            return
-        before = file_identity(path)
+        """Before the server starts: take back its update if it keeps dying, or install one if a soft restart was asked for."""
+        now = time.monotonic()
         if self.server_deaths > SERVER_DEATHS:
             log.error(f"server died {self.server_deaths} times within {PROBATION:g} s of its update: the old file comes back")
-            done = self.have_done("server's old file", lambda: bring_back(path), UPDATE_LIMIT)
-            if done or time.monotonic() >= self.server_probation:  # else it is tried again before the next start
+            outcome = self.have_done("server's old file", lambda: bring_back(find_server(os.environ)), UPDATE_LIMIT)
+            if outcome == DONE or now >= self.server_probation:  # else it is tried again before the next start
                 self.server_probation, self.server_deaths = 0.0, 0
-        elif self.restart and path and os.path.lexists(path + ".new"):
-            keep_old = time.monotonic() >= self.server_probation or not os.path.lexists(path + ".old")
-            was = self.server_probation, self.server_deaths
-            self.server_probation, self.server_deaths = time.monotonic() + PROBATION, 0  # now: a crash may come between
-            self.have_done(
-                "server not updated", lambda: update(path, SERVER_BYTES, lambda *_: None, keep_old), UPDATE_LIMIT)  # fmt: skip
-            if file_identity(path) != before:
-                log.info(f"server updated: {path}")
-            else:
-                self.server_probation, self.server_deaths = was
+        elif self.restart and not self.command:
+            keep_old = now >= self.server_probation
+            if self.have_done("server not updated", lambda: update_server(keep_old), UPDATE_LIMIT) == DONE:
+                self.server_probation, self.server_deaths = time.monotonic() + PROBATION, 0
+                log.info("server updated")
+                self.have_done("server's update: tidying up", lambda: tidy_up(find_server(os.environ)), UPDATE_LIMIT)
 
     def start_server(self):
         """Start the server or COMMAND; where that fails, say so and leave it to the next try."""
         self.unsettled = bool(self.services)
+        self.restart = False  # whatever was asked for meanwhile is met by this start
         self.reaped = (0, 0)  # the last one's death is not this one's, should it get the same pid
         self.started_at = time.monotonic()
         self.start_at = self.started_at + RESPAWN_DELAY  # if this fails
+        self.started = " ".join(self.command) or "zinit-server"
         try:
-            argv = self.command or server_argv(
-                find_server(os.environ), os.environ, self.options["log-level"], self.mode)  # fmt: skip
-            self.started = " ".join(argv)
-            self.server, self.report = spawn(argv, self.prepare)
+            self.fork_server()
         except OSError as why:
             give_up = self.once and self.started_at >= self.give_up_at
-            self.not_started(f"{why.filename or 'fork'}: {why.strerror}", again=not give_up)
+            self.not_started(f"fork: {why.strerror}", again=not give_up)
             self.status = 126 if self.once else 0
             if give_up:
                 self.request = POWER_OFF
+        self.close_given()
+
+    def fork_server(self):
+        """fork(2) the server or COMMAND. Raises OSError. Nobody waits for its exec: the loop reads its report.
+
+        Its pid is noted in the statement that forks, so that after a crash of ours it is taken over, not started again.
+        """
+        self.said = b""
+        self.report, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        # Blocked around fork: a handler of ours that ran in the child would swallow the signal, and wake the parent.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self.server = os.fork()
+            if self.server == 0:
+                run_child(self.become, write_end)
+        except OSError:
+            os.close(self.report)
+            self.report = None
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            os.close(write_end)
+
+    def close_given(self):
+        """COMMAND run once has its own copies of the descriptors that we were given: ours would keep pipes open."""
         while self.once and self.server is not None and self.given:
-            os.close(self.given.pop())
+            step("close", os.close, self.given.pop())
 
     def prepare(self):
-        """In the child: its own group or session, its terminal and folder; -> its environment."""
+        """In the child: its own group or session, its terminal and its folder."""
         try:
             if self.mode == VM:
                 os.setsid()
@@ -1925,19 +2085,41 @@ class Init:
                     set_foreground(self.terminal, os.getpid())
             os.chdir(self.cwd)
         except OSError as why:
-            log.warn(f"{self.what} starts without: {why}")
-        env = {name: value for name, value in os.environ.items() if name}  # a kernel's word "=x" has none: EINVAL
+            log.warn(f"{self.what} starts without: {in_words(why)}")
+
+    def become(self, report):
+        """In the child: become the server or COMMAND; the server's path is said first. Returns never; raises OSError.
+
+        The server is looked up here and not by us, for a disk that is dead may hold who looks.
+        """
+        self.prepare()
+        env = environment()
         if env.get("LISTEN_PID") == str(os.getppid()):  # sd_listen_fds(3): the descriptors are for this process
             env["LISTEN_PID"] = str(os.getpid())
-        return env
+        argv = self.command
+        if not argv:
+            argv = server_argv(find_server(env), env, self.options["log-level"], self.mode)
+            write_alone(report, os.fsencode(argv[0]) + b"\0", shared=False)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # not before the handlers are gone
+        exec_command(argv, env, is_script=bool(self.command))
 
     def read_report(self):
-        """Hear from the child whether exec worked, once it has said so."""
+        """Hear from the child; when it has said all, log whether exec worked."""
+        data = os.read(self.report, 65536)
+        self.said += data
+        if not data:
+            self.report_is_over()
+
+    def report_is_over(self):
+        """The child has become another program, or is gone."""
         if self.report is None:
             return
-        failure = os.read(self.report, 4096).decode("utf-8", "replace")
+        self.said += os.read(self.report, 65536)
         os.close(self.report)
         self.report = None
+        path, _, failure = self.said.decode("utf-8", "replace").rpartition("\0")
+        if path:
+            self.started = " ".join(server_argv(path, os.environ, self.options["log-level"], self.mode))
         if failure:
             self.started = ""
             self.not_started(failure, again=not self.once)
@@ -1980,7 +2162,7 @@ class Init:
                 line = self.receive(connection, deadline)
                 return rpc_result(line, kind) if line else {}
         except (OSError, ValueError, ImportError) as why:
-            log.warn(f"server not asked: {method}: {getattr(why, 'strerror', None) or why}")
+            log.warn(f"server not asked: {method}: {in_words(why)}")
             return None
 
     def connect(self, connection, path, deadline):
@@ -2002,7 +2184,8 @@ class Init:
         """
         data = b""
         while b"\n" not in data:
-            self.patience(deadline, "does not answer")
+            if time.monotonic() >= deadline or not is_ready(connection.fileno(), select.POLLIN):  # it may have said it, and ended
+                self.patience(deadline, "does not answer")
             if self.turn(deadline, connection.fileno(), select.POLLIN):
                 chunk = connection.recv(65536)
                 if not chunk:
@@ -2038,25 +2221,37 @@ class Init:
             self.start_again()
         else:
             log.error(f"soft restart: {self.what} cannot be killed: pid {self.server}: the next one starts after it")
-        self.restart = False  # a second request that came meanwhile is met by this start
+            self.restart = False
 
     def replace_server(self):
         """Ask the server to save its state and go. Services that it did not save are stopped, not to run twice."""
-        # Beside those that outlived an earlier soft restart. From here on a crash of ours forgets none.
-        self.services.update({process.pid: process for process in children_of(self.server, processes())})
+        self.note_services()
         if os.waitid(os.P_PID, self.server, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             self.warn_of_services()  # it died before that was read
         before = self.leaving[1] if self.leaving else file_identity(STATE_PATH)  # asked again, after a crash: not anew
         self.leaving = ({}, before)  # it has saved nothing, until it answers
         result = self.ask("system.prepare_restart", RPC_LIMIT)
+        self.note_services()  # it may have started one meanwhile
         if result is None and not self.called_away():
             self.terminate()
-        self.leaving = (result or {}, before)
+        self.leaving = ({name: value for name, value in (result or {}).items() if isinstance(value, (bool, str))}, before)
         self.await_server(RESTART_LIMIT)
+
+    def note_services(self):
+        """The server's services, beside those that outlived an earlier soft restart: from here on a crash of ours forgets none."""
+        if self.server is not None:
+            self.services.update({process.pid: process for process in children_of(self.server, processes())})
 
     def settle_services(self):
         """The server that was asked to go has gone: stop its services if it did not save them."""
-        if state_was_saved(*self.leaving):
+        def look():  # by a child: the path is the server's word, and may be on a disk that is dead
+            return self.have_done("soft restart: saved state", lambda: state_was_saved(*self.leaving), RPC_LIMIT)
+
+        outcome = look()
+        if outcome == FAILED:
+            outcome = look()
+        # Where no child can look, the server's word counts.
+        if outcome == DONE or outcome == FAILED and self.leaving[0].get("ready") is True:
             self.services = {pid: process for pid, process in self.services.items() if is_our_child(pid)}
             log.info(f"soft restart: state saved: services go on: {self.names_of_services()}")
         else:
@@ -2107,7 +2302,7 @@ class Init:
             step("the end: threads-max", limit_threads)
         if not self.nobody_left():
             # A shell whose session's leader goes with the server has lost its terminal when the others' turn comes.
-            self.had_terminal = {process.identity for process in processes() if process.has_tty}
+            self.had_terminal |= {process.identity for process in processes() if process.has_tty}
         log.info(f"the end: {self.request}: {self.limits_in_words()}")
         if self.mode == VM:
             self.lock_memory()
@@ -2125,7 +2320,7 @@ class Init:
     def lock_memory(self):
         """mlockall(2): no page has to come from a disk any more. A child reads them first, as a dead disk would hold us."""
         read = self.have_done("the end: our pages", lambda: call("mlockall", MCL_CURRENT), LOCK_LIMIT)
-        step("the end: mlockall", call, "mlockall", MCL_CURRENT if read else MCL_CURRENT | MCL_ONFAULT)
+        step("the end: mlockall", call, "mlockall", MCL_CURRENT if read == DONE else MCL_CURRENT | MCL_ONFAULT)
 
     def limits_in_words(self):
         others = f"others have {self.options['grace']:g} s"
@@ -2185,14 +2380,15 @@ class Init:
 
     def release_disks(self):
         """Let a child do Release, and leave it behind where one disk holds it: another one does the rest."""
-        self.releasing, disk_time, stuck = True, DiskTime(), set()
+        self.releasing = True
+        disk_time = DiskTime()
         try:
-            # Empty: all is done. A step that is stuck already has held a second child: there is no use in a third.
-            while (doing := self.follow_release(stuck, disk_time)) not in {b"", *stuck}:
+            while not disk_time.is_over():
+                doing = self.follow_release(disk_time)
+                if not doing or doing in self.stuck:
+                    break  # all is done; or it has held a second child, and there is no use in a third
                 log.warn(f"the end: stuck: {os.fsdecode(doing)}: going on without it")
-                stuck.add(doing)
-                if disk_time.is_over():
-                    break
+                self.stuck.add(doing)
         except OSError as why:
             log.error(f"the end: disks: {why.strerror}: asking the kernel to sync and to remount read-only")
             ask_kernel([b"s", b"u"])
@@ -2201,14 +2397,13 @@ class Init:
         while not self.wait(lambda: None not in self.helpers.values(), LOOK_AT_DISKS):
             disk_time.moved(began)
             if disk_time.is_over():
-                log.error(f"the end: disks: given up: {os.fsdecode(b', '.join(stuck))}")
+                log.error(f"the end: disks: given up: {os.fsdecode(b', '.join(self.stuck))}")
                 return
 
-    def follow_release(self, stuck, disk_time):
+    def follow_release(self, disk_time):
         """Start a child that does Release; -> the step that holds it, or that it died of; empty if all is done. Raises OSError."""
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # stays open: who is left behind may go on later
-        helper = start_helper("the end", Release(stuck, write_end).run)
-        self.helpers[helper] = None
+        helper = start_helper("the end", Release(self.stuck, write_end).run, self.helpers)
         os.close(write_end)
         doing, began, alive = b"starting", time.monotonic(), time.monotonic()  # of the step, of the last sign of life
         while self.helpers[helper] is None:
@@ -2293,7 +2488,7 @@ def tell_pid_1(name, words):
             print(f"{name}: signal {number} sent: PID 1 passes it on to {options['command'][0]}, which decides")
         return 0
     except (OSError, ValueError) as why:
-        print(f"{name}: {getattr(why, 'strerror', None) or why}", file=sys.stderr)
+        print(f"{name}: {in_words(why)}", file=sys.stderr)
         return 2 if isinstance(why, ValueError) else 1
 
 
@@ -2307,7 +2502,7 @@ def check(options, mode, reason):
             raise FileNotFoundError(errno.ENOENT, "not found, or not executable", name)
         print(f"would start: {name}")
     except OSError as why:
-        problems.append(f"{why.filename}: {why.strerror}")
+        problems.append(in_words(why))
     load_libc()
     if libc is None:
         problems.append("ctypes: missing: no mounts, no subreaper, no reboot(2)")
@@ -2419,33 +2614,58 @@ def report_crash(why, vm):
 
 
 def quietly(deed, *arguments):
-    """Do one thing in the handler of an exception: what it raises must not stop what comes after it. -> was it done?"""
-    try:
-        deed(*arguments)
-        return True
-    except BaseException:
+    """Do one thing in the handler of an exception, and once more if it fails: that stops nothing else. -> was it done?"""
+    for _ in range(2):
+        try:
+            deed(*arguments)
+            return True
+        except BaseException:
+            pass
+    return False
+
+
+def take_back(state):
+    """Exchange our file for FILE.old if it is on probation, or if we crashed in an update that had come so far; -> was it?"""
+    came_so_far = state.get("unheard") and OWN_IDENTITY and file_identity(OWN_PATH + ".old") == OWN_IDENTITY
+    if not came_so_far and time.monotonic() >= state.get("probation", 0.0):
         return False
+    log.error("self-update: a crash: the old file comes back")
+    bring_back(OWN_PATH)
+    return True
 
 
 def recover(state, vm):
     """After a crash: re-exec, with the file from before an update if that was recent. Returns if nothing can help.
 
-    Raises what went wrong, and may not do so again.
+    Raises what went wrong.
     """
-    now = time.monotonic()
-    state["crashes"] = [crash for crash in state.get("crashes", ()) if now - crash < CRASHES_WITHIN] + [now]
-    if len(state["crashes"]) > CRASHES:
+    if len(state.get("crashes", ())) > CRASHES:
         log.error(f"crashed {CRASHES + 1} times within {CRASHES_WITHIN:g} s")
         return
-    if now < state.get("probation", 0.0):
-        quietly(log.error, "self-update: a crash: the old file comes back")
-        if done_in_time("the old file", lambda: bring_back(OWN_PATH), UPDATE_LIMIT):
-            state["probation"] = 0.0
-    tried = done_in_time("trial start", lambda: trial_start(OWN_PATH, [] if vm else sys.argv[1:]), UPDATE_LIMIT)
-    if tried is not False:  # where it could not be made, for want of memory or time say, the file is most likely what it was
+    if done_in_time("the old file", lambda: take_back(state), UPDATE_LIMIT) == DONE:
+        state.update(probation=0.0, unheard=False)
+    outcome = done_in_time("trial start", lambda: trial_start(OWN_PATH, trial_words(vm), RECOVERY_LIMIT), RECOVERY_LIMIT + 1)
+    if outcome in (DONE, FAILED):  # where it could not be made, for want of memory say, the file is most likely what it was
         quietly(log.drain)
         reexec(OWN_PATH, sys.argv[1:], state)
     raise ChildProcessError(errno.ECHILD, "the trial start went wrong")
+
+
+def recent_crashes(state):
+    return [crash for crash in state.get("crashes", ()) if time.monotonic() - crash < CRASHES_WITHIN]
+
+
+def hand_over(init, state):
+    """Put into `state` all that the one after the re-exec has to know. The third recent crash gives up what was under way."""
+    state.update(init.state())
+    patient = len(recent_crashes(state)) < PATIENT_CRASHES
+    if not patient:
+        state.update(restart=False, unsettled=False, stopped=0)
+    init.leave(init.answering if patient else 0)
+
+
+def count_crash(state):
+    state["crashes"] = recent_crashes(state) + [time.monotonic()]
 
 
 def go_on(why, vm, state, init):
@@ -2453,10 +2673,13 @@ def go_on(why, vm, state, init):
     quietly(signal.pthread_sigmask, signal.SIG_BLOCK, signal.valid_signals())
     quietly(report_crash, why, vm)
     if init and not state:
-        state = {"server": init.server, "request": init.request}
-        quietly(lambda: state.update(init.hand_over(after_crash=True)))
-    if state and not state.get("releasing"):
-        quietly(recover, state, vm) or quietly(recover, state, vm)  # what fails in there once
+        state = {name: getattr(init, name) for name in ("server", "request", "crashes", "probation")}
+        quietly(hand_over, init, state)
+    if state.get("releasing"):  # our own file may be gone: all of it once more, without the loop
+        quietly(release_again, init.stuck)
+    elif state:
+        quietly(count_crash, state)
+        quietly(recover, state, vm)
     quietly(log.drain)
     if vm:
         quietly(load_libc)
@@ -2466,13 +2689,20 @@ def go_on(why, vm, state, init):
             quietly(park)
     if init:
         quietly(lambda: init.signal_others(signal.SIGKILL, init.others()))  # a plain process must not leave them behind
+    elif state.get("server"):
+        quietly(kill, state["server"], signal.SIGKILL)
     os._exit(1)
 
 
 def crashed(why, pid, vm, trial, state, init):
-    """An exception in the process `pid`. `state`: what the one before a re-exec handed over, if it is not yet init's.
+    """An exception in main(), in the process `pid`. Returns if it is no bug but a way to exit; else never.
 
-    Returns if it is no bug but a way to exit; else never. What it raises is an exception of its own.
+    How far it came:
+        no state, no init   nothing runs yet; or it came while the state was read, which is done now
+        state, with or      a re-exec is not finished: the state is what the one before it handed over, and goes to the
+        without init        next one as it is
+        init alone          it runs
+    `trial`: we are only tried, and have nobody.
     """
     if os.getpid() != pid:
         os._exit(126)  # a child of ours that never became what it should

@@ -293,6 +293,6 @@ def test_a_stop_that_its_death_overtook_is_nobodys(monkeypatch):
     monkeypatch.setattr(pyinit1, "kill", lambda *who: pytest.fail(f"signalled: {who}"))
     monkeypatch.setattr(os, "getpid", lambda: 1)  # anybody else would stop as well
     init = pyinit1.Init({"command": ["x"]}, pyinit1.CONTAINER)
-    init.server, init.pending = 7, {signal.SIGCHLD}
+    init.server, init.pending = 7, {signal.SIGCHLD: None}
     init.turn()
     assert (init.server, init.status, init.request) == (None, 3, pyinit1.POWER_OFF)

@@ -4,6 +4,7 @@ strace injects the errors into PID 1 and its children before exec. While they la
 and when they are over everything must be as if they had never been. What needs a machine is vm-test's.
 """
 
+import itertools
 import os
 import re
 import signal
@@ -17,10 +18,12 @@ from updating import Updatable, from_here, generation, inject, let_go, quiet
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="not root: every folder has an owner who is neither root nor us")
 
 ALWAYS, SOMETIMES = "1+1", "1+3"        # strace's when=FIRST+STEP, counted for each process and call
+ONCE = "1"                              # in PID 1 alone: nobody's start survives it
 STOP_TIMEOUT, GRACE = 2, 1
 LIMIT = STOP_TIMEOUT + GRACE + SLACK    # what the end may take
 
 FORK, OPEN, WAIT = "clone,clone3,fork,vfork", "open,openat", "wait4,waitid"
+WRITE_LOG = "write,pwritev2"            # where the log goes, and nowhere else: a pipe of our own, that wakes us, does not fail
 FAULTS = [
     # call, error, when
     *((FORK, error, when) for error in ("EAGAIN", "ENOMEM") for when in (ALWAYS, SOMETIMES)),
@@ -29,9 +32,11 @@ FAULTS = [
     *(("pipe2", error, when) for error in ("EMFILE", "ENFILE") for when in (ALWAYS, SOMETIMES)),
     *(("socket", error, when) for error in ("EMFILE", "ENFILE", "ENOMEM") for when in (ALWAYS, SOMETIMES)),
     *(("connect,sendto,recvfrom", error, when) for error in ("ECONNREFUSED", "EAGAIN", "EPERM", "EINTR") for when in (SOMETIMES,)),
-    ("read", "EINTR", SOMETIMES), ("write", "EINTR", SOMETIMES), (WAIT, "EINTR", SOMETIMES),
+    ("read", "EINTR", SOMETIMES), *(("read", error, ONCE) for error in ("EIO", "ENOMEM", "EAGAIN")),
+    ("write", "EINTR", SOMETIMES), *((WRITE_LOG, error, ALWAYS) for error in ("EAGAIN", "ENOSPC", "EIO", "EPERM")),
+    (WAIT, "EINTR", SOMETIMES), *((WAIT, error, ONCE) for error in ("ENOMEM", "EPERM", "ENOSYS")),
     *(("kill", error, when) for error in ("EPERM", "ESRCH") for when in (ALWAYS, SOMETIMES)),
-    ("poll", "EINTR", SOMETIMES),
+    ("poll", "EINTR", SOMETIMES), *(("poll", error, ONCE) for error in ("ENOMEM", "EAGAIN")),
     *(("getdents64", error, ALWAYS) for error in ("EIO", "ENOENT")),
     *(("setpgid", error, ALWAYS) for error in ("EPERM", "EACCES")), ("chdir", "ENOENT", ALWAYS),
     ("unshare", "ENOSYS", ALWAYS), ("memfd_create", "ENOSYS", ALWAYS), ("memfd_create", "EMFILE", ALWAYS), ("prctl", "ENOSYS", ALWAYS),
@@ -41,7 +46,7 @@ FAULTS = [
 
 def name_of(fault):
     call, error, when = fault
-    return "%s-%s-%s" % (call.partition(",")[0], error, {ALWAYS: "always", SOMETIMES: "sometimes"}[when])
+    return "%s-%s-%s" % (call.partition(",")[0], error, {ALWAYS: "always", SOMETIMES: "sometimes", ONCE: "once"}[when])
 
 
 def taken(namespace):
@@ -59,7 +64,8 @@ def live(fault, directory):
         server = namespace.server()
         namespace.settled()
         quiet(namespace)
-        tracer = inject(namespace.init, ["-f", "-e", "trace=" + call, "-e", "inject=%s:error=%s:when=%s" % (call, error, when)])
+        options = ["-f"] * (when != ONCE) + ["-P", os.readlink("/proc/%d/fd/2" % namespace.init)] * (call == WRITE_LOG)
+        tracer = inject(namespace.init, [*options, "-e", "trace=" + call, "-e", "inject=%s:error=%s:when=%s" % (call, error, when)])
         try:
             namespace.kill(signal.SIGHUP)
             taken(namespace)
@@ -238,3 +244,62 @@ def test_a_server_that_gets_the_pid_of_the_one_before_it_is_not_taken_for_it(nam
         namespace.wait_for("^pyinit1: ready")
     quiet(namespace)
     assert [each.outer for each in namespace.children()] == [second.outer]
+
+
+# ---- a disk that is dead holds whoever looks up a path on it: so PID 1 itself does not
+
+STATE_PATH = "/run/zinit/state.json"        # in memory: what was there before the server was asked
+
+
+def looked_up(trace):
+    """The paths that strace -y has seen in system calls, up to an execve(2)."""
+    paths = set()
+    for line in itertools.takewhile(lambda line: not line.startswith("execve("), trace.splitlines()):
+        folder, path = re.match(r'(?:\w+\((?:\w+<(.*?)>, )?"(.*?)"|[-+]{3} )', line).groups()
+        if path:
+            paths.add(os.path.join(folder or "/", path))
+    return paths
+
+
+def die_and_be_updated(home):
+    """The server dies, a soft restart, an update that is refused, and one that is not."""
+    namespace = home.namespace
+    os.kill(namespace.find("zinit-server")[0].outer, signal.SIGKILL)
+    namespace.server()
+    namespace.kill(signal.SIGUSR1)
+    namespace.server()
+    quiet(namespace)
+    for text, said in (("1 / 0\n", "^pyinit1: self-update: refused"), (generation(2), "^generation: 2$")):
+        home.offer(text)
+        namespace.kill(signal.SIGUSR2)
+        namespace.wait_for(said)
+    namespace.wait_for("^pyinit1: ready")
+
+
+def crash(home):
+    home.namespace.kill(signal.SIGHUP)
+    home.namespace.wait_for("^generation: 1$")
+    home.namespace.wait_for("^pyinit1: ready")
+
+
+def power_off(home):
+    home.namespace.power_off()
+
+
+@pytest.mark.parametrize("live, may", [(die_and_be_updated, {STATE_PATH}), (crash, set()), (power_off, set())], ids=["alive", "crash", "end"])
+def test_pid_1_itself_looks_at_nothing_but_proc(namespace, live, may):
+    home, trace = Updatable(namespace, generation(1, late=CRASHES_ONCE)), namespace.directory / "trace"
+    namespace.service("left", namespace.guinea_pig("left", 0.1, "orphan"))
+    namespace.start(init=home.inside, STANDIN_STATE="/run/elsewhere/state.json")
+    namespace.server()
+    namespace.wait_ready("left")
+    quiet(namespace)
+    from_here(namespace)
+    tracer = inject(namespace.init, ["-y", "-e", "trace=%file", "-o", str(trace)])
+    try:
+        live(home)
+    finally:
+        let_go(tracer)
+    text = trace.read_text()
+    assert {path for path in looked_up(text) if not path.startswith("/proc/")} == may
+    assert "execve(" in text or '/stat", ' in text, "strace has seen nothing"

@@ -72,7 +72,7 @@ def reap(self):
     return reap_well(self) if first and first.si_pid == self.server else False
 Init.reap = reap
 """, "step 1: .*zombie"),
-    "the server dies of an update": (plan("update"), "over_well = Init.hand_over\nInit.hand_over = lambda self, *more: kill(self.server, signal.SIGKILL) and over_well(self, *more)\n",
+    "the server dies of an update": (plan("update"), "over_well = Init.leave\nInit.leave = lambda self, *more: kill(self.server, signal.SIGKILL) and over_well(self, *more)\n",
                                      "step 1: .*(another server|servers were started)"),
     "the update is never done": (plan("update"), "Init.self_update = lambda self: setattr(self, 'update', False)\n", "step 1: not said: .generation: 2"),
     "a crash rolls nothing back": (plan("update", "crash"), "recover_well = recover\ndef recover(state, vm):\n    recover_well(dict(state, probation=0.0), vm)\n",

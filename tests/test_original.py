@@ -81,7 +81,7 @@ def signals_are_answered_while_the_server_stops(namespace, init):
 
 
 def test_signals_are_answered_while_the_server_stops(judge):
-    deaf = ("in in_order(self.pending):", "in in_order(self.pending if not self.ending else self.pending & {signal.SIGCHLD}):")
+    deaf = ("self.answer_all(self.pending)", "self.answer_all(self.pending if not self.ending else self.pending.keys() & {signal.SIGCHLD})")
     judge(signals_are_answered_while_the_server_stops, deaf)
 
 

@@ -40,6 +40,11 @@ def quoted(pattern):
     return command
 
 
+def new_version():
+    """pyinit1.py's text, of another version."""
+    return re.sub("^VERSION = .*", 'VERSION = "%s"' % NEW_VERSION, PYINIT1.read_text(), flags=re.M)
+
+
 # ---- Docker
 
 def slim_tree():
@@ -62,7 +67,7 @@ class Recipe:
         (folder / "vm-test/guest").mkdir(parents=True)
         shutil.copy(PYINIT1, folder / "pyinit1.py")
         shutil.copy(STAND_IN, folder / "vm-test/guest/zinit-server")
-        (folder / "new-pyinit1.py").write_text(re.sub('^VERSION = .*', 'VERSION = "%s"' % NEW_VERSION, PYINIT1.read_text(), flags=re.M))
+        (folder / "new-pyinit1.py").write_text(new_version())
         tree = LAYOUTS[layout]()
         image.add(tree, "usr/bin/env", image.file(Path("/usr/bin/env"), 0o755))     # busybox's has no --block-signal
         with open(folder / "base.tar", "wb") as stream:
@@ -163,10 +168,10 @@ def why_no_initramfs():
 class Machine:
     """What a shell script leaves on a terminal of ours: a machine's console, at last; use it in a with statement."""
 
-    def __init__(self, script):
+    def __init__(self, script, folder):
         self.pid, self.master = pty.fork()
         if self.pid == 0:
-            os.chdir(ROOT)
+            os.chdir(folder)
             os.execvp("sh", ["sh", "-ec", script])
         self.log = Lines(self.master, "the machine")
 
@@ -184,15 +189,39 @@ class Machine:
     def type(self, text):
         os.write(self.master, text.encode())
 
+    def prompt(self):
+        """Wait for the next prompt of the guest's shell."""
+        self.log.wait_for("^/ # ", BOOT, partial=True)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder with what the blocks of "Initramfs" take from the checkout, and the new file of "Updating it in place"."""
+    (tmp_path / "vm-test/guest").mkdir(parents=True)
+    shutil.copy(PYINIT1, tmp_path / "pyinit1.py")
+    shutil.copy(STAND_IN, tmp_path / "vm-test/guest/zinit-server")
+    (tmp_path / "new-pyinit1.py").write_text(new_version())
+    return tmp_path
+
 
 @pytest.mark.skipif(bool(why_no_initramfs()), reason=why_no_initramfs())
-def test_initramfs_boots_to_a_shell_and_powers_off(tmp_path):
-    """The first block fetches Debian packages, the second ends with QEMU."""
-    tree, archive = (text.replace("/tmp/pyinit1", str(tmp_path / "pyinit1")) for _, text in blocks("Initramfs"))
-    with Machine(tree + archive) as machine:
+def test_initramfs_boots_to_a_shell_is_updated_in_place_and_powers_off(checkout):
+    """The first block fetches Debian packages, the second ends with QEMU; then "Updating it in place", typed on the console."""
+    tree, archive = (text for _, text in blocks("Initramfs"))
+    (_, update), = blocks("Updating it in place")
+    script = (tree + quoted("^install new-pyinit1.py") + "\n" + archive).replace("/tmp/pyinit1", str(checkout / "pyinit1"))
+    with Machine(script, checkout) as machine:
         machine.log.wait_for("pyinit1: mode: VM", BOOT)
-        machine.log.wait_for("^/ # ", BOOT, partial=True)
+        for line in update.splitlines():
+            machine.prompt()
+            machine.type(line + "\n")
+        server = machine.log.wait_for(r"pyinit1: taken over: server: pid (\d+)$", BOOT)[1]
+        machine.log.wait_for("pyinit1: ready: pid 1", BOOT)
+        machine.type("/init -V\n")
+        machine.log.wait_for("^pyinit1 %s" % re.escape(NEW_VERSION), BOOT)
+        machine.prompt()
         machine.type("poweroff\n")
         text = machine.log.wait_end(BOOT)
+    assert re.findall(r"pyinit1: server started: pid (\d+): ", text) == [server], text
     assert "pyinit1: signal: signal 38: power off\n" in text and "pyinit1: the end: reboot(2): RB_POWER_OFF\n" in text, text
     assert "reboot: Power down" in text and "Kernel panic" not in text, text

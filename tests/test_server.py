@@ -156,7 +156,7 @@ def test_a_server_that_always_fails_is_started_once_a_second(namespace):
 
 def test_no_server_on_the_search_path_says_where_it_looked_once_and_goes_on_trying(namespace):
     namespace.start(PYINIT1_SERVER=None, setup="for d in /usr/sbin /usr/bin /usr/local/bin; do [ ! -e $d/zinit-server ] || exit 98; done")
-    line = re.search("^pyinit1: server not started: .*$", namespace.log.text, re.M).group()
+    line = namespace.wait_for("^pyinit1: server not started: .*$").group()
     for folder in ("/sbin", "/usr/sbin", "/usr/bin", "/usr/local/bin"):
         assert folder + "/zinit-server" in line
     switches = lambda: int(Process(namespace.init).status["voluntary_ctxt_switches"])  # noqa: E731
@@ -168,22 +168,26 @@ def test_no_server_on_the_search_path_says_where_it_looked_once_and_goes_on_tryi
     namespace.power_off()
 
 
-@pytest.mark.parametrize("kind", ["missing", "not-executable", "directory", "no-interpreter"])
+@pytest.mark.parametrize("kind", ["missing", "not-executable", "directory", "no-interpreter", "no-program"])
 def test_a_server_that_cannot_be_started_is_named_and_tried_again_every_second(namespace, kind):
     path = namespace.directory / "the-server"
     if kind == "directory":
         path.mkdir()
     elif kind != "missing":
-        path.write_text("#!/no/such/interpreter\n")
-        path.chmod(0o755 if kind == "no-interpreter" else 0o644)
+        path.write_text("touch /run/mark\n" if kind == "no-program" else "#!/no/such/interpreter\n")
+        path.chmod(0o644 if kind == "not-executable" else 0o755)
     namespace.start(PYINIT1_SERVER=str(path))
     line = namespace.wait_for("^pyinit1: server not started: (.*)$").group(1)
     assert str(path) in line
     if kind == "no-interpreter":
         assert "/no/such/interpreter" in line
+    if kind == "no-program":
+        assert "Exec format error" in line
     path.rmdir() if kind == "directory" else path.unlink() if path.exists() else None
     path.symlink_to(STAND_IN)
     namespace.server()
+    assert namespace.log.drain().count("server not started: ") == 1
+    assert not (namespace.run_directory / "mark").exists(), "sh has run it: a file that is half written, say, is no script"
 
 
 def test_a_server_that_is_back_is_asked_at_the_end(namespace):

@@ -267,10 +267,9 @@ def test_a_soft_restart_says_what_it_does(namespace):
 
 
 # The server dies after PID 1 has answered SIGUSR1 and before it has read which services there are.
-DIES_MEANWHILE = ("        self.services.update({process.pid: process for process in children_of(",
-                  "        os.kill(self.server, signal.SIGKILL)\n"
-                  "        os.waitid(os.P_PID, self.server, os.WEXITED | os.WNOWAIT)\n"
-                  "        self.services.update({process.pid: process for process in children_of(")
+READ_FIRST = "        self.note_services()\n        if os.waitid("
+DIES_MEANWHILE = (READ_FIRST, "        os.kill(self.server, signal.SIGKILL)\n"
+                              "        os.waitid(os.P_PID, self.server, os.WEXITED | os.WNOWAIT)\n" + READ_FIRST)
 
 
 def test_a_server_that_dies_before_its_services_are_read_is_warned_of_as_any_other_death(namespace, tmp_path):
@@ -282,3 +281,29 @@ def test_a_server_that_dies_before_its_services_are_read_is_warned_of_as_any_oth
     warning = namespace.wait_for("^pyinit1: services may run twice: the server died and left: (.*)$").group(1)
     assert "pid %d " % service in warning
     namespace.server()
+    assert "crashed" not in namespace.log.drain()
+
+
+# What the server names as its state lies on a disk that is dead: who looks at it never comes back.
+NEVER = "/run/never/state.json"
+NEVER_ANSWERS = ("    try:\n        status = os.stat(path)\n",
+                 "    while path == %r:\n        time.sleep(1000)\n    try:\n        status = os.stat(path)\n" % NEVER)
+
+
+def test_a_state_on_a_path_that_never_answers_is_not_saved_and_pid_1_answers_meanwhile(namespace, tmp_path):
+    namespace.marked_service("web", "exec " + namespace.guinea_pig("web", 0.1, "lock=/run/lock"))
+    namespace.start(init=mutant(tmp_path, NEVER_ANSWERS), STANDIN_STATE=NEVER)
+    namespace.server()
+    before, = namespace.settled()["web"]
+    namespace.wait_ready("web")
+    namespace.kill(signal.SIGUSR1)
+    namespace.wait_for("^pyinit1: server ended: ")
+    asked = time.monotonic()
+    namespace.kill(signal.SIGHUP)
+    namespace.wait_for("^pyinit1: signal: SIGHUP: ignored", RPC_LIMIT - 1)
+    namespace.wait_for("^pyinit1: soft restart: saved state: not done within 5 s", RPC_LIMIT + SLACK)
+    assert time.monotonic() - asked > RPC_LIMIT - 1, "given up too early"
+    namespace.wait_for("^pyinit1: soft restart: state not saved: stopping: pid %d " % before)
+    namespace.server()
+    after, = namespace.settled()["web"]
+    assert after != before and "RUNS TWICE" not in namespace.log.drain()

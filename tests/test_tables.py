@@ -155,11 +155,11 @@ def test_of_two_signals_that_end_the_docstring_has_the_first_on_top():
 
 
 def test_our_links_send_what_the_table_understands():
-    for how, (_, _, number) in pyinit1.ENDINGS.items():
+    for how, (_, _, number, _) in pyinit1.ENDINGS.items():
         assert pyinit1.action_for(number) == how
     assert pyinit1.LINKS == {"poweroff": "power off", "reboot": "reboot", "halt": "halt"}
     said = re.search(r"signals (\d+), (\d+) and (\d+)", README).groups()
-    assert [int(number) for number in said] == [number for _, _, number in pyinit1.ENDINGS.values()]
+    assert [int(number) for number in said] == [number for _, _, number, _ in pyinit1.ENDINGS.values()]
 
 
 def test_each_way_to_end_has_its_reboot_command():

@@ -603,6 +603,24 @@ def test_pid_1_in_the_background_whose_command_reads_does_not_spin(screen):
     screen.reads("hello")
 
 
+# Our process group is one of outside our PID namespace, and somebody else of it waits for the terminal's next line.
+BESIDE_A_READER = """exec setsid --ctty sh -c '
+    cat </dev/tty &
+    until [ -e /run/go ]; do sleep 0.05; done
+    exec unshare --pid --fork --kill-child --mount-proc %s "$@"' sh "$@\""""
+
+
+def test_who_reads_from_the_terminal_does_not_hold_our_start(screen):
+    """An engine's `attach`, a script's `cat &`: who reads has the terminal to itself until a line comes."""
+    screen.start("--", "sleep", "100000", script=BESIDE_A_READER % ("-Ur" * screen.namespace.user))
+    poll(lambda: [each for each in screen.namespace.processes() if each.argv == ["cat"] and each.state == "S"], SECONDS, "cat to wait in read(2)")
+    (screen.namespace.run_directory / "go").touch()
+    screen.wait_for(r"pyinit1: COMMAND started: pid \d+")
+    poll(lambda: Process(screen.foreground()).argv == ["sleep", "100000"], SECONDS, "the terminal to be COMMAND's")
+    screen.type(CTRL_C)
+    assert screen.status() == 130
+
+
 ORPHANED = """setsid --ctty sh -c 'bash -mc "\\"\\$0\\" \\"\\$@\\" &" "$@"; sleep 100000' sh "$@"; exit"""
 
 

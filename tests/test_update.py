@@ -11,11 +11,12 @@ import signal
 import statistics
 import subprocess
 import time
+import types
 
 import pytest
 
-from helpers import PYTHON, SECONDS, STAND_IN, AtOnce, Lines, Namespace, Process, is_alive, poll
-from updating import HOLD, ON_TRIAL, Updatable, from_here, generation, inject, let_go, nested, quiet
+from helpers import PYTHON, SECONDS, STAND_IN, AtOnce, Lines, Namespace, Process, is_alive, load_pyinit1, poll
+from updating import HOLD, NAMELESS, ON_TRIAL, Updatable, from_here, generation, inject, let_go, nested, quiet
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="not root: every folder has an owner who is neither root nor us")
 
@@ -63,7 +64,10 @@ def answers(namespace, number=signal.SIGHUP, seconds=SECONDS):
 
 def untouched(namespace, process):
     """It is still there, is soon the only child again, and has never got a signal."""
-    poll(lambda: [each.pid for each in namespace.children()] == [process.pid], SECONDS, "%r to be the only child" % process)
+    try:
+        poll(lambda: [each.pid for each in namespace.children()] == [process.pid], SECONDS, "%r to be the only child" % process)
+    except AssertionError as why:
+        raise AssertionError("%s: %s" % (why, namespace.children())) from None
     assert is_alive(process.outer)
     assert "kept: got" not in namespace.log.drain()
 
@@ -76,7 +80,7 @@ def refused(namespace):
     reason = namespace.wait_for("^pyinit1: self-update: refused: (.*)$", 3 * UPDATE_LIMIT)[1]
     answers(namespace)
     lines = [line for line in namespace.log.text[start_of_it:].splitlines() if line.startswith("pyinit1: ")]
-    said = [line for line in lines if not re.match("pyinit1: (signal: |self-update: /run/)", line)]
+    said = [line for line in lines if not re.match("pyinit1: (signal: |self-update: /run/|COMMAND started: )", line)]
     assert len(said) == 1, lines
     return reason
 
@@ -111,6 +115,9 @@ def dies(early="", late=""):
     return lambda home: home.offer(generation(2, early, late))
 
 
+# It starts what it finds, as a first start does, and says that it is ready, though not to who tries it.
+TAKES_NOBODY_OVER = "def handed_over(words):\n    return {}\n"
+
 # what is wrong -> (how it comes to that, what the reason must say)
 REFUSED = {
     "no-new-file": (at(".new", os.unlink), r"\.new"),
@@ -130,8 +137,8 @@ REFUSED = {
     "another-owner-of-the-folder": (lambda home: os.chown(home.path.parent, 4711, 0), "/run/above/init: .*4711"),
     "others-may-write-a-folder-above": (lambda home: above(home, mode=0o757), "/run/above: .*write"),
     "another-owner-of-a-folder-above": (lambda home: above(home, owner=4711), "/run/above: .*4711"),
-    "a-link": (at(".new", link), r"\.new"),
-    "a-link-to-the-sum": (at(".new.sha256", link), r"\.new\.sha256"),
+    "a-link": (at(".new", link), r"\.new: .*link"),
+    "a-link-to-the-sum": (at(".new.sha256", link), r"\.new\.sha256: .*link"),
     "a-fifo": (at(".new", replace, os.mkfifo), r"\.new"),
     "a-folder": (at(".new", replace, os.mkdir), r"\.new"),
     "larger-than-1-MB": (lambda home: home.offer(generation(2) + "#" * (1 << 20)), r"\.new: .*1048576 bytes"),
@@ -148,6 +155,7 @@ REFUSED = {
     "cannot-take-over-a-server": (dies(late="def is_our_child(pid):\n    1 / 0\n"), "did not start"),
     "hangs-in-its-start": (dies("time.sleep(1000)\n"), "not ready within 5 s"),
     "spins-in-its-start": (dies("while True: pass\n"), "not ready within 5 s"),
+    "takes-nobody-over": (dies(late=TAKES_NOBODY_OVER), "not ready within 5 s"),
     "is-never-ready": (dies(late="Init.listen = lambda self: time.sleep(1000)\n"), "not ready within 5 s"),
 }
 
@@ -178,19 +186,53 @@ def test_a_new_file_is_refused_with_one_line_and_nothing_changed_if_it(refusals,
     assert re.search(REFUSED[name][1], seen["reason"], re.I), seen["log"]
     assert seen["before"] == seen["after"]
     assert seen["log"].count("\ngeneration: ") == 0 and seen["log"].count("pyinit1: ready") == 1
+    assert seen["log"].count("kept: ready: ") == 1, "COMMAND was started by the trial, too:\n" + seen["log"]
 
 
-@pytest.mark.parametrize("early, limit", [("1 / 0\n", SECONDS / 6), ("while True: pass\n", 3 * UPDATE_LIMIT)], ids=["dies", "spins"])
-def test_the_trial_leaves_nothing_behind_where_pid_namespaces_are_not_allowed(home, early, limit):
-    """Docker's default: no CAP_SYS_ADMIN."""
-    kept = start(home, python=("setpriv", "--bounding-set", "-sys_admin", *PYTHON))
-    home.offer(generation(2, early))
+POWERLESS = ("setpriv", "--bounding-set", "-sys_admin", *PYTHON)        # Docker's default
+
+
+@pytest.mark.parametrize("early, late, limit", [
+    ("1 / 0\n", "", SECONDS / 6), ("while True: pass\n", "", 3 * UPDATE_LIMIT), ("", TAKES_NOBODY_OVER, 3 * UPDATE_LIMIT),
+], ids=["dies", "spins", "takes-nobody-over"])
+def test_the_trial_leaves_nothing_behind_where_pid_namespaces_are_not_allowed(home, early, late, limit):
+    kept = start(home, python=POWERLESS)
+    home.offer(generation(2, early, late))
     began = time.monotonic()
     refused(home.namespace)
     assert time.monotonic() - began < limit
     poll(lambda: [each.pid for each in home.namespace.processes()] == [kept.pid], SECONDS, "what the trial started to be gone")
+    assert home.namespace.log.drain().count("kept: ready: ") == 1
     update(home)
     untouched(home.namespace, kept)
+
+
+@pytest.mark.parametrize("python", [PYTHON, POWERLESS], ids=["PID namespaces", "none"])
+def test_a_trial_that_takes_nobody_over_starts_no_server_and_leaves_the_socket_alone(namespace, python):
+    home = Updatable(namespace)
+    namespace.marked_service("web")
+    server = start_server(home, python=python)
+    services, socket = namespace.settled(), namespace.socket.stat().st_ino
+    home.offer(generation(2, late=TAKES_NOBODY_OVER))
+    assert "not ready within 5 s" in refused(namespace)
+    assert is_alive(server.outer) and namespace.services_running() == services and namespace.socket.stat().st_ino == socket
+    namespace.power_off()
+    assert namespace.log.text.count("server: ready: ") == namespace.log.text.count("server: asked: system.shutdown") == 1
+    assert namespace.log.text.count("server: service started: ") == 1
+
+
+@pytest.mark.parametrize("root", [0o040757, 0o040775, 0o041777, "another owner"], ids=lambda how: how if isinstance(how, str) else "%o" % how)
+def test_where_others_may_write_the_root_nothing_is_trusted(tmp_path, root):
+    """The folders below it are good, in here. Its os is a copy, for pytest looks at files, too."""
+    mode, owner = (0o040755, 4711) if root == "another owner" else (root, 0)
+    good, bad = os.stat_result((0o040755, *[0] * 9)), os.stat_result((mode, 0, 0, 0, owner, *[0] * 5))
+    pyinit1, file = load_pyinit1(), tmp_path / "file"
+    file.write_text("content")
+    pyinit1.os = types.SimpleNamespace(**{**vars(os), "stat": lambda path: good})
+    assert pyinit1.read_trusted(str(file), 100) == b"content"
+    pyinit1.os.stat = lambda path: bad if path == "/" else good
+    with pytest.raises(ValueError, match="^/: not only ours to write"):
+        pyinit1.read_trusted(str(file), 100)
 
 
 @pytest.mark.parametrize("kind", ["missing", "broken"])
@@ -249,6 +291,15 @@ def test_the_second_update_keeps_the_last_file_that_was_not_on_probation(home, p
         update(home, number, numbered(number))
     assert home.path.read_text() == numbered(3) and home.beside(".old").read_text() == numbered(kept)
     assert home.names() == {"", ".old"}
+
+
+def test_on_probation_an_old_file_that_is_gone_is_replaced_by_the_one_on_probation(home):
+    """It is not proven, but nothing else is left."""
+    start(home)
+    update(home, 2)
+    home.beside(".old").unlink()
+    update(home, 3)
+    assert home.names() == {"", ".old"} and home.beside(".old").read_text() == generation(2)
 
 
 def test_a_refused_update_can_be_tried_again(home):
@@ -339,6 +390,15 @@ def test_the_terminal_is_given_to_the_next_command_too(home, script):
         namespace.__exit__()
         namespace.process = None
         os.close(master)
+
+
+def test_a_variable_without_a_name_is_left_out(namespace):
+    """A kernel's word "==x": execve(2) takes it from others, and os.execve() from nobody."""
+    home = Updatable(namespace)
+    server = start_server(home, prefix=NAMELESS)
+    assert "=x" in Process(namespace.init).read("environ").split("\0")
+    update(home)
+    assert is_alive(server.outer) and [each.pid for each in namespace.children()] == [server.pid]
 
 
 @pytest.mark.parametrize("start_as", ["by its path", "by a link", "by its shebang", "not isolated", "by a relative path"])
@@ -522,6 +582,36 @@ def test_a_file_offered_during_the_trial_is_the_next_update(home):
     untouched(home.namespace, kept)
 
 
+def test_a_file_offered_while_another_one_is_read_is_the_next_update(monkeypatch, tmp_path):
+    """The one that was read goes in, and the one that came goes on waiting."""
+    pyinit1, path = load_pyinit1(), tmp_path / "file"
+    for suffix, text in (("", "1"), (".new", "2"), (".new.sha256", "sum of 2")):
+        (tmp_path / ("file" + suffix)).write_text(text)
+
+    def verify(path, most):
+        for suffix, text in ((".new", "3"), (".new.sha256", "sum of 3")):
+            replace(tmp_path / ("file" + suffix), lambda new: new.write_text(text))
+        return b"2"
+    monkeypatch.setattr(pyinit1, "verify", verify)
+    pyinit1.update(str(path), 100, lambda *_: None, True)
+    pyinit1.tidy_up(str(path))
+    texts = {each.name[len("file"):]: each.read_text() for each in tmp_path.iterdir()}
+    assert texts == {"": "2", ".old": "1", ".new": "3", ".new.sha256": "sum of 3"}
+
+
+def test_an_update_whose_tidying_up_takes_too_long_is_done_all_the_same(home):
+    """The disk holds who waits for it; the file is in its place."""
+    home.path.write_text(generation(1, late="UPDATE_LIMIT = 4.0\ndef tidy_up(path):\n    time.sleep(1000)\n"))
+    kept = start(home)
+    home.offer(generation(2))
+    home.namespace.kill(signal.SIGUSR2)
+    home.namespace.wait_for("^pyinit1: self-update: tidying up: not done within 4 s$")
+    home.namespace.wait_for("^generation: 2$")
+    home.namespace.wait_for("^pyinit1: ready")
+    assert home.path.read_text() == generation(2) and home.beside(".old").exists()
+    untouched(home.namespace, kept)
+
+
 def test_a_soft_restart_asked_for_during_the_trial_is_done_after_the_update(namespace):
     home = Updatable(namespace)
     start_server(home)
@@ -640,6 +730,51 @@ def test_a_crash_after_the_probation_rolls_nothing_back(home):
     home.namespace.wait_for("^generation: 2$")
     home.namespace.wait_for("^pyinit1: signal: SIGHUP: ignored")
     assert home.path.read_text() == crashes and home.names() == {"", ".old"}
+    untouched(home.namespace, kept)
+
+
+STATE_CRASHES = "def state(self):\n    return 1 / 0\nInit.state = state\n"
+
+
+def test_a_new_file_that_cannot_even_say_its_state_is_rolled_back(home):
+    kept = start(home)
+    update(home, content=generation(2, late=STATE_CRASHES + crashes_at(signal.SIGHUP)))
+    home.namespace.kill(signal.SIGHUP)
+    came_back(home, kept)
+    update(home, 3)
+
+
+# The old file crashes once, when it has a child do this; `after`: when that has done it, and nobody knows yet.
+CRASHES_AT_HELPER = """
+start_helper_well = start_helper
+def start_helper(what, deed, helpers):
+    pid = start_helper_well(what, deed, helpers)
+    if what == %r and not os.path.exists("/run/crashed"):
+        os.close(os.open("/run/crashed", os.O_WRONLY | os.O_CREAT))
+        %s
+        raise ZeroDivisionError("on purpose")
+    return pid
+"""
+AFTER = "os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)"
+
+
+@pytest.mark.parametrize("what, when", [("self-update: refused", AFTER), ("self-update: tidying up", "pass"), ("self-update: tidying up", AFTER)],
+                         ids=["after the renaming", "before the tidying up", "after the tidying up"])
+def test_a_crash_of_the_old_file_while_the_new_one_is_installed_brings_the_old_one_back(home, what, when):
+    """Else the new one would be started by the crash, and without a probation."""
+    old = generation(1, late=CRASHES_AT_HELPER % (what, when))
+    home.path.write_text(old)
+    kept = start(home)
+    home.offer(generation(2))
+    from_here(home.namespace)
+    home.namespace.kill(signal.SIGUSR2)
+    home.namespace.wait_for("^pyinit1: crashed: ZeroDivisionError: on purpose")
+    home.namespace.wait_for("^pyinit1: self-update: a crash: the old file comes back")
+    home.namespace.wait_for("^generation: 1$")
+    home.namespace.wait_for("^pyinit1: ready")
+    assert home.path.read_text() == old and ".old" not in home.names()
+    untouched(home.namespace, kept)
+    update(home, 3)
     untouched(home.namespace, kept)
 
 

@@ -14,6 +14,7 @@ import pytest
 from helpers import ROOT, SECONDS, STAND_IN, poll
 
 import disk_scenarios  # noqa: F401  enters its scenarios
+import fault_scenarios  # noqa: F401  as well
 import image
 import machine
 import packages

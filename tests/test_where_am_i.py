@@ -41,9 +41,17 @@ def test_word_for_a_container(options, env, word):
     assert pyinit1.container_word(options, env) == word
 
 
-def stub(monkeypatch, inode, answer=None):
-    """/proc/self/ns/pid has this inode (None: there is no /proc), and reboot(2) answers with this errno (0: done)."""
+def stub(monkeypatch, inode, answer=None, second=None):
+    """/proc/self/ns/pid has this inode (None: there is no /proc), and reboot(2) answers with this errno (0: done).
+
+    `second`: session and group of process 2 (None: there is no such process).
+    """
     asked = []
+
+    def of_2(pid, index):
+        if second is None or pid != 2:
+            raise ProcessLookupError(errno.ESRCH, "not there")
+        return second[index]
 
     def stat(path):
         if inode is None:
@@ -54,7 +62,7 @@ def stub(monkeypatch, inode, answer=None):
         asked.append(command)
         if answer:
             raise OSError(answer, os.strerror(answer))
-    monkeypatch.setattr(pyinit1, "os", SimpleNamespace(stat=stat))
+    monkeypatch.setattr(pyinit1, "os", SimpleNamespace(stat=stat, getsid=lambda pid: of_2(pid, 0), getpgid=lambda pid: of_2(pid, 1)))
     monkeypatch.setattr(pyinit1, "load_libc", lambda: None)
     monkeypatch.setattr(pyinit1, "reboot", reboot)
     return asked
@@ -66,9 +74,13 @@ def test_with_proc_the_namespace_decides_and_reboot_is_not_called(monkeypatch, i
     assert pyinit1.in_initial_pid_namespace() is vm and asked == []
 
 
-@pytest.mark.parametrize("answer, vm", [(0, True), (errno.EINVAL, False), (errno.EPERM, False)])
-def test_without_proc_reboot_is_asked_whether_ctrl_alt_del_is_ours(monkeypatch, answer, vm):
-    asked = stub(monkeypatch, None, answer)
+@pytest.mark.parametrize("answer, second, vm", [
+    (0, None, True), (errno.EINVAL, None, False), (errno.EINVAL, (0, 0), False),
+    # Who may not ask looks whether process 2 is kthreadd.
+    (errno.EPERM, None, False), (errno.EPERM, (2, 2), False), (errno.EPERM, (0, 2), False), (errno.EPERM, (0, 0), True),
+])
+def test_without_proc_reboot_is_asked_whether_ctrl_alt_del_is_ours(monkeypatch, answer, second, vm):
+    asked = stub(monkeypatch, None, answer, second)
     assert pyinit1.in_initial_pid_namespace() is vm
     assert asked == [pyinit1.RB_DISABLE_CAD]
 
@@ -94,7 +106,7 @@ def as_pid(monkeypatch, pid):
 
 def test_reboot_is_refused_to_all_but_pid_1(monkeypatch):
     done = as_pid(monkeypatch, 7)
-    for command in [command for _, command, _ in pyinit1.ENDINGS.values()] + [pyinit1.RB_DISABLE_CAD]:
+    for command in [command for _, command, *_ in pyinit1.ENDINGS.values()] + [pyinit1.RB_DISABLE_CAD]:
         with pytest.raises(PermissionError):
             pyinit1.reboot(command)
     assert done == []

@@ -1,9 +1,11 @@
-"""The pure functions: statuses, signals, the server's words, other processes, paths, and lines of the log."""
+"""The pure functions: statuses, signals, the server's words (and how long they may take), other processes, paths, and lines of the log."""
 
 import errno
 import os
 import random
 import signal
+import socket
+import threading
 import time
 
 import pytest
@@ -52,7 +54,7 @@ def test_failure_code(number, code):
 @pytest.mark.parametrize("number, action", [
     (signal.SIGTERM, "power off"), (signal.SIGPWR, "power off"), (38, "power off"), (signal.SIGINT, "reboot"), (39, "reboot"),
     (37, "halt"), (signal.SIGUSR1, "soft restart"), (signal.SIGUSR2, "self-update"), (signal.SIGCHLD, "reap"),
-    (signal.SIGTSTP, "ignored by the kernel"), (signal.SIGSEGV, "no handler"), (signal.SIGHUP, "ignored"), (34, "ignored"),
+    (signal.SIGTSTP, "ignored: SIG_IGN"), (signal.SIGSEGV, "no handler"), (signal.SIGHUP, "ignored"), (34, "ignored"),
     (36, "ignored"), (40, "ignored"), (64, "ignored"), (signal.SIGPIPE, "ignored"),
 ])
 def test_action(number, action):
@@ -144,6 +146,100 @@ def test_listed_pids_whatever_stands_beside_them(services, ours):
 def test_rpc_request_is_what_the_original_client_sends():
     """FACTS about zinit 0.1.0: the fields in this order, no params, a newline."""
     assert pyinit1.rpc_request("system.ping") == b'{"jsonrpc":"2.0","id":1,"method":"system.ping"}\n'
+
+
+# ---- how long it may take to say it: Init.receive()
+
+ANSWER_LIMIT = 0.5          # s
+ENOUGH = 10.0               # s: far more than that
+
+
+@pytest.fixture
+def server():
+    """(Init, its end of a connection to the server, the server's end); the server is somebody, and goes on."""
+    init = pyinit1.Init({"command": []}, pyinit1.CONTAINER)
+    init.server = os.getpid()
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        yield init, ours, theirs
+
+
+@pytest.mark.parametrize("said, heard", [
+    (b'{"id":1}\n', b'{"id":1}'), (b'{"id":1}\n{"id":2}\n', b'{"id":1}'), (b"\n", b""), (b'{"id":1}', b""), (b"", b""),
+    (b"x" * 100000 + b"\n", b"x" * 100000),
+])
+@pytest.mark.parametrize("ended", [False, True], ids=["alive", "ended"])
+def test_what_a_server_has_said_is_read_though_it_has_ended(server, said, heard, ended):
+    init, ours, theirs = server
+    theirs.sendall(said)
+    theirs.close()
+    init.server = None if ended else init.server
+    assert init.receive(ours, time.monotonic() + ENOUGH) == heard
+
+
+def test_a_server_that_ended_in_the_middle_of_a_word_is_not_waited_for(server):
+    """Somebody else, a service say, has its end of the connection open."""
+    init, ours, theirs = server
+    theirs.sendall(b'{"id":')
+    init.server = None
+    with pytest.raises(TimeoutError, match="has ended"):
+        init.receive(ours, time.monotonic() + ENOUGH)
+
+
+class Talker:
+    """A connection on which more comes as fast as it is read."""
+
+    def __init__(self):
+        self.file, self.until = open("/dev/zero", "rb"), time.monotonic() + ENOUGH
+
+    def fileno(self):
+        return self.file.fileno()
+
+    def recv(self, _):
+        assert time.monotonic() < self.until, "it is heard for ever"
+        return b"x"
+
+
+def given_up(init, connection):
+    """How long Init.receive() takes to give up."""
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        init.receive(connection, began + ANSWER_LIMIT)
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["alive", "ended"])
+def test_a_server_that_never_stops_talking_is_given_up_in_time(server, monkeypatch, ended):
+    """However much it has said, and though it has ended: who says it then is somebody else."""
+    monkeypatch.setattr(pyinit1, "ANSWER_BYTES", 1 << 40)
+    init, talker = server[0], Talker()
+    init.server = None if ended else init.server
+    with talker.file:
+        assert ANSWER_LIMIT <= given_up(init, talker) < ENOUGH
+
+
+def test_a_server_that_says_one_byte_now_and_then_is_given_up_in_time(server):
+    init, ours, theirs = server
+    over = threading.Event()
+
+    def talk():
+        while not over.wait(ANSWER_LIMIT / 20):
+            theirs.send(b"x")
+    talker = threading.Thread(target=talk)
+    talker.start()
+    try:
+        assert ANSWER_LIMIT <= given_up(init, ours) < ENOUGH
+    finally:
+        over.set()
+        talker.join()
+
+
+def test_an_answer_of_more_than_4_mb_is_none(server):
+    talker = Talker()
+    talker.recv = b"x".__mul__
+    with talker.file, pytest.raises(ValueError, match="without an end"):
+        server[0].receive(talker, time.monotonic() + ENOUGH)
 
 
 OLD, NEW, PATH = (1, 2, 3), (1, 2, 4), "/run/zinit/state.json"

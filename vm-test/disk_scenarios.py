@@ -50,13 +50,18 @@ def expect_nothing_left(machine, limit=DISKS_LIMIT + SLACK, command="RB_POWER_OF
     return figure
 
 
-def expect_killed(machine, who):
-    """The end, with nothing left over but `who`, a pattern: killed when the grace of 2 s was over, and gone; the figure for the table."""
-    figure = expect_release(machine)
+def expect_left(machine, pattern, command="RB_POWER_OFF"):
+    """The end, with one line of what was left over, which is as `pattern`; the figure for the table."""
+    figure = expect_release(machine, command=command)
     said = [match.group() for match in LEFT.finditer(machine.console.text)]
-    if not machine.foreign and not (len(said) == 1 and re.fullmatch("pyinit1: others killed: still there after 2 s: " + who, said[0])):
-        raise Failure("left over", said or "nobody had to be killed")
+    if not machine.foreign and not (len(said) == 1 and re.fullmatch("pyinit1: " + pattern, said[0])):
+        raise Failure("left over", said or "nothing")
     return figure
+
+
+def expect_killed(machine, who, grace=2):
+    """The end, with nobody left over but `who`, a pattern: killed when the grace was over, and gone; the figure for the table."""
+    return expect_left(machine, "others killed: still there after %d s: %s" % (grace, who))
 
 
 def expect_saved(machine, name, text, end="guest-shutdown"):

@@ -139,12 +139,14 @@ def machine_tree(architecture, init, server_directory=None):
     return tree
 
 
-# What a distribution's initramfs does, and no more. $ROOT, a word on the kernel's command line: how to mount it, rw or ro.
-SWITCH_ROOT = """#!/bin/busybox sh
+# The beginning of a script that is the machine's first process.
+MOUNTS = """#!/bin/busybox sh
 for type_folder in proc:proc sysfs:sys devtmpfs:dev tmpfs:run; do
     busybox mount -t ${type_folder%%:*} ${type_folder%%:*} /${type_folder#*:}
 done
-busybox modprobe virtio_pci && busybox modprobe virtio_blk && busybox mount -t ext4 -o ${ROOT:-rw} /dev/vda /root || exit
+"""
+# What a distribution's initramfs does, and no more. $ROOT, a word on the kernel's command line: how to mount it, rw or ro.
+SWITCH_ROOT = MOUNTS + """busybox modprobe virtio_pci && busybox modprobe virtio_blk && busybox mount -t ext4 -o ${ROOT:-rw} /dev/vda /root || exit
 for folder in proc sys dev run; do busybox mount -o move /$folder /root/$folder; done
 exec busybox switch_root /root /sbin/init "$@"
 """

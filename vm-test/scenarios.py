@@ -159,12 +159,17 @@ def services(**commands):
                   for name, command in commands.items()})
 
 
-def wrapped(statements):
-    """/init is a wrapper that runs these statements of Python and then executes pyinit1."""
+def behind(text):
+    """/init is this script, which does something and then executes pyinit1, now /pyinit1.py."""
     def change(tree):
         image.add(tree, "pyinit1.py", tree["init"])
-        image.add(tree, "init", image.file(WRAPPER % statements, 0o755))
+        image.add(tree, "init", image.file(text, 0o755))
     return change
+
+
+def wrapped(statements):
+    """/init is a wrapper that runs these statements of Python and then executes pyinit1."""
+    return behind(WRAPPER % statements)
 
 
 SHELL = files({"etc/zinit/services/console": ""})       # the stand-in's shell on the console

@@ -11,9 +11,9 @@ from scenarios import expect, expect_end, files, scenario, services
 
 LAST = '\nif __name__ == "__main__":\n'         # pyinit1.py's last statement begins so
 
-# What such a file says of itself: nothing on its trial start, which is in a PID namespace of its own.
+# What such a file says of itself: nothing on its trial start, which is in a PID namespace of its own, or is not PID 1.
 MARK = """
-if __name__ == "__main__" and in_initial_pid_namespace():
+if __name__ == "__main__" and os.getpid() == 1 and in_initial_pid_namespace():
     with open("/run/generation", "w") as file:
         file.write("%s\\n")
 """
@@ -21,7 +21,7 @@ if __name__ == "__main__" and in_initial_pid_namespace():
 BREAK = """
 BORN = time.monotonic()
 def broken(*arguments, deed=Init.%s):
-    if in_initial_pid_namespace() and (%s):
+    if os.getpid() == 1 and in_initial_pid_namespace() and (%s):
         raise RuntimeError("on purpose")
     return deed(*arguments)
 Init.%s = broken
@@ -31,6 +31,8 @@ GUEST = """
 offer() { cp $1 $INIT.new && sha256sum $INIT.new >$INIT.new.sha256 || failed "to offer $1"; }
 update() { offer $1; kill -USR2 1; }
 runs() { [ -e /run/generation ] && [ "$(cat /run/generation)" = $1 ]; }
+soon() { tries=250; until "$@"; do tries=$((tries-1)); [ $tries -gt 0 ] || return; usleep 100000; done; }
+insist() { until update $1; soon runs ${1##*/}; do :; done; }           # a slow machine refuses what takes too long
 orphan() { (true &); }
 came_back() { orphan; [ ! -e $INIT.old ] && cmp -s $INIT /root/before; }
 none_left() { ! grep -q '^State:.Z' /proc/[0-9]*/status 2>/dev/null; }
@@ -83,7 +85,6 @@ INIT=/usr/sbin/init
 orphans=$!
 (while :; do dd if=/dev/zero of=/file bs=64k count=8 2>/dev/null; usleep 50000; done) &
 wait_until [ -s /file ]
-soon() { tries=250; until "$@"; do tries=$((tries-1)); [ $tries -gt 0 ] || return; usleep 100000; done; }
 sent=0
 for n in 1 2 3 4 5 6 7 8 9 10; do
     sed s/GENERATION/$n/ /root/generation >/root/next
