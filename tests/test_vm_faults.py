@@ -87,7 +87,7 @@ def test_a_sample_is_the_same_for_the_same_seed_and_all_is_all():
 # ---- the machine
 
 def test_every_script_can_be_read_by_a_shell():
-    texts = [faults.RC, *(each.script for each in faults.SCENARIOS.values()), *(faults.SAVES % {"name": "x", "signal": each} for each in faults.SIGNALS.values())]
+    texts = [faults.RC % "a b", *(each.script for each in faults.SCENARIOS.values()), *(faults.SAVES % {"name": "x", "signal": each} for each in faults.SIGNALS.values())]
     for text in texts:
         done = subprocess.run(["sh", "-n"], input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert done.returncode == 0, (done.stdout, text)
