@@ -87,7 +87,7 @@ def test_a_sample_is_the_same_for_the_same_seed_and_all_is_all():
 # ---- the machine
 
 def test_every_script_can_be_read_by_a_shell():
-    texts = [faults.RC, *(each.script for each in faults.SCENARIOS.values()), *(faults.SAVES % {"name": "x", "signal": each} for each in faults.SIGNALS.values())]
+    texts = [faults.RC % "a b", *(each.script for each in faults.SCENARIOS.values()), *(faults.SAVES % {"name": "x", "signal": each} for each in faults.SIGNALS.values())]
     for text in texts:
         done = subprocess.run(["sh", "-n"], input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert done.returncode == 0, (done.stdout, text)
@@ -131,6 +131,7 @@ STARTED = "server: ready: pid 92\npyinit1: server started: pid 92: /sbin/zinit-s
     ("pyinit1: crashed: it\npyinit1: parked: nothing\n", None, True),
     (STARTED + "pyinit1: parked: nothing\n", None, "hang"),
     (STARTED + "vm-test: asking\npyinit1: parked: nothing\n", None, "hang"),
+    (STARTED + "vm-test: asking\npyinit1: parked: a child\n", "guest-shutdown", False),
     (STARTED + "vm-test: asking\n", None, "hang"),
     (STARTED, None, "hang"),
     (STARTED + "vm-test: asking\n", "panic", "panic"), (STARTED, "panic", "panic"),
@@ -140,6 +141,7 @@ STARTED = "server: ready: pid 92\npyinit1: server started: pid 92: /sbin/zinit-s
 ])
 def test_a_machine_goes_on_until_the_request_and_ends_as_asked(monkeypatch, text, end, judgement):
     monkeypatch.setattr(faults.soak, "ask_the_kernel", lambda running: "")
+    monkeypatch.setattr(faults, "PARKED", 0.1)
     running, clock = Running(text, end), faults.soak.Patience(os.getpid(), 0.5)
     if isinstance(judgement, bool):
         assert faults.play(faults.SCENARIOS["usual"], running, clock) == judgement

@@ -2,18 +2,19 @@
 """Faults: an exception in PID 1 or a child of its, once, at each line that only a machine executes; one machine a line.
 
     vm-test/faults.py all               every line, in half an hour
-    vm-test/faults.py 50                so many of them, which ones says --seed
+    vm-test/faults.py 50                so many of them; --seed says which
     vm-test/faults.py few               those that tell most
-    vm-test/faults.py usual:end-init:2178:MemoryError       this line again; a function's name means its first one
+    vm-test/faults.py usual:end-init:2178:MemoryError       this one; a function's name means the line of its first statement
 
 A machine has its root, /data and /data/more on ext4 disks, mounts in mounts, a file system on a loop device, a swap file, a server
 with a service, and orphans, of which one has a terminal. A copy of pyinit1.py that traces itself is its /sbin/init. First each
 scenario is played once to learn which lines are executed, and by whom; then each line has a machine in the first scenario that
-executes it. Tried is what is executed from the request to end on, and of the boot what namespaces do not have (BOOT).
+executes it, which is booted, or, from the request on, goes on from where one of this scenario was saved. Tried is what is executed
+from the request to end on, and of the boot what namespaces do not have (BOOT).
 
-Who executes a line: `init`, PID 1, `again`, PID 1 after a re-exec, `child`, a child of it, or `trial`, a trial start; with `crash`,
-in the handling of a first exception, which some scenarios have. When: `boot`, `end`, from the request on, or `disks`, from the
-moment when their release has begun. The exception comes at the line's first execution there.
+A role is when and by whom a line is executed. When: `boot`, `end`, that is from the request on, or `disks`, once their release has
+begun; with `crash` in the handling of a first exception, which some scenarios have. By whom: `init`, PID 1, `again`, PID 1 after a
+re-exec, `child`, a child of it, or `trial`, a trial start. The exception comes at the line's first execution there.
 
 It is survived if the machine goes on until the request and then powers off by itself, starts its server once, gives all the time
 to save their work, has on its disks what was written before the request, and leaves these as clean as DEMANDS says. An exception
@@ -53,6 +54,7 @@ import soak
 PYINIT1 = pathlib.Path(__file__).resolve().parent.parent / "pyinit1.py"
 
 PATIENCE = 90.0             # seconds of QEMU's own in which the boot, and then the end, must come: soak.Patience
+PARKED = 8.0                # ... that a machine may go on after somebody in it has parked
 SEED = 1                    # which lines are tried, and which exception at each
 SAMPLE = 50                 # lines
 KEPT_DISKS = 5              # so many failures keep their disks, too
@@ -72,10 +74,11 @@ EXEMPT = {
 
 # Functions that have lines of the boot that no namespace executes; all else of it is tried there, by tests/test_crash.py, and so are
 # trial starts and what is done after a crash, but for one while the disks are released.
-BOOT = ("boot", "call", "debug_wanted", "fill_descriptors", "get_ready", "hold", "Init.prepare", "link_dev", "load_libc", "Log.open",
-        "look_at_root", "loopback_up", "mount", "mount_api", "raise_open_files", "reboot", "set_hostname", "step", "where_am_i")
+BOOT = ("boot", "call", "debug_wanted", "disable_ctrl_alt_del", "fill_descriptors", "get_ready", "hold", "Init.prepare", "link_dev",
+        "load_libc", "Log.open", "look_at_root", "loopback_up", "mount", "mount_api", "raise_open_files", "reboot", "set_hostname", "step",
+        "where_am_i")
 # A process that takes over in the end does what the one before it did, but for these.
-AGAIN = (*BOOT, "handed_over", "Init.adopt", "crashed")
+AGAIN = (*BOOT, "handed_over", "Init.adopt", "Init.look_at_adopted", "crashed")
 
 # What tells most: all that a step of the boot may raise, the end before the disks, the release of the disks, and its child.
 FEW = ("usual:boot-init:mount_api:MemoryError", "usual:end-init:Init.stop_others:MemoryError",
@@ -96,10 +99,12 @@ IMAGE_MIB, SWAP_BYTES = 8, 1 << 20
 WRITTEN = "text"            # what the file `text` of each file system says, written before the request
 SAVED = ("web", "left", "terminal")     # files of /data: what the service and the orphans save at the end
 
-# When a line is executed: for the hook's role.
-WHEN = """("disks-" if "release_disks" in called else "end-" if os.path.exists("/run/asked") else "boot-") + "crash-" * ("go_on" in called)"""
+# When a line is executed, for the hook's role.
+WHEN = """(("disks-" if "release_disks" in called else "end-" if os.path.exists("/run/asked") else "boot-")
+        + "crash-" * ("go_on" in called))"""
 # The plan: a word that the kernel hands over, or, in a machine that goes on from where another one was saved, one of a file.
-PLAN = """(os.environ.get("FAULT") or os.path.exists("/run/plan") and read_file("/run/plan").decode() or "").replace(":", " ").split()"""
+PLAN = """(os.environ.get("FAULT") or os.path.exists("/run/plan") and read_file("/run/plan").decode()
+            or "").replace(":", " ").split()"""
 
 # The first exception of the scenarios that have one: where the method $CRASH of Init is called.
 CRASH = """
@@ -132,7 +137,7 @@ SIGNALS = {"web": "TERM", "left": "TERM", "terminal": "HUP"}
 RC = "OUT=/dev/console\n" + scenarios.PRELUDE + """
 none_left() { ! grep -q '^State:.Z' /proc/[0-9]*/status 2>/dev/null; }
 wait_for_key() { say ready; read -r line </dev/console; }
-modprobe loop || failed loop
+for module in loop %s; do check driver modprobe $module; done
 check "mount /data" mount -t ext4 /dev/vdb /data
 check "mount /data/more" mount -t ext4 /dev/vdc /data/more
 check bind mount -o bind /data/folder /data/bound
@@ -164,12 +169,14 @@ kill -TERM 1
 """
 
 # words: for the kernel. script: what the guest does before the request; it may wait for a deed from outside. best: the condition that
-# the scenario itself leaves DISKS and LOOP in. demand: for each of them, whatever the line. saved: which of SAVED. reason: of the end, QMP's.
+# the scenario itself leaves DISKS and LOOP in. demand: no more of any of them, whatever the line. saved: which of SAVED. reason: of
+# the end, QMP's.
 Scenario = collections.namedtuple("Scenario", "name words script deed best demand saved reason")
 SCENARIOS = {}
 
 
-def scenario(name, words="", script="", deed=None, best=(disks.CLEAN,) * 4, demand=disks.CLEAN, saved=SAVED, reason=soak.POWER_OFF):
+def scenario(name, words="", script="", deed=None, best=(disks.CLEAN,) * 4, demand=disks.CLEAN, saved=SAVED,
+             reason=soak.POWER_OFF):
     SCENARIOS[name] = Scenario(name, words, script, deed, best, demand, saved, reason)
 
 
@@ -211,7 +218,7 @@ done
 scenario("deaf", DEAF, "(trap '' TERM HUP; sleep 10000) &\n")
 # There is no memory for a fork any more, so the kernel is asked to release the disks; and what it does last to /data it does before
 # /inside, whose disk that is. Nor can a shell wait any more while it saves its work.
-scenario("no-fork", best=(disks.CLEAN, disks.CLEAN, disks.CLEAN, disks.UNJUDGED), saved=(), script="""
+scenario("no-fork", best=(disks.CLEAN, disks.CLEAN, disks.CLEAN, disks.UNJUDGED), demand=disks.SYNCED, saved=(), script="""
 echo 0 >/proc/sys/vm/overcommit_ratio
 echo 2 >/proc/sys/vm/overcommit_memory
 """)
@@ -332,23 +339,25 @@ VERDICT_OF = {"panic": "panic", "hang": "hang", "host": "host", "unclean": "uncl
 # The kernel's words that something is wrong.
 COMPLAINTS = re.compile(r"^.*(?:EXT4-fs error|I/O error|Oops|BUG: ).*$", re.MULTILINE)
 
+BEGUN = "vm-test: (?:ready|asking)$"        # all is as it should be until here
+
 Result = collections.namedtuple("Result", "point verdict details seconds console")
 
 
 def play(scenario, running, clock):
     """To the end. Failure says what went wrong; -> whether it is parked before anything was started."""
-    begun = "vm-test: (?:ready|asking)$|pyinit1: parked: "
-    soak.wait_for(running, begun, clock)
-    text = running.console.text
-    if "pyinit1: parked: " in text:
-        if re.search("pyinit1: server started: |server: ready: ", text):
+    soak.wait_for(running, BEGUN + "|pyinit1: parked: ", clock)
+    if not re.search(BEGUN, running.console.text, re.MULTILINE):
+        if re.search("pyinit1: server started: |server: ready: ", running.console.text):
             raise machine.Failure("hang", "parked, and there was a server")
         return True
     if scenario.deed:
         scenario.deed(running)
     soak.wait(running, "end", lambda: running.console.ended or running.console.find("pyinit1: parked: "), clock)
+    # A child that never became one parks as well, and PID 1 goes on without it.
+    soak.wait(running, "end", lambda: running.console.ended or clock.used >= PARKED, clock)
     if not running.console.ended:
-        raise machine.Failure("hang", "parked after the request")
+        raise machine.Failure("hang", "parked, and no end within %g s" % PARKED)
     judgement, details = soak.end_of(running)
     if judgement != scenario.reason:
         raise soak.wrong_end(judgement, details, "expected: " + scenario.reason)
@@ -437,10 +446,11 @@ def make_base(options, directory):
     hook = injection.hook(PLAN, "/dev/console", "/run/raised", WHEN)
     (directory / "init").write_text(injection.with_statements(options.init.read_text(), CRASH + hook))
     tree = image.machine_tree(options.arch, directory / "init")
-    image.add_modules(tree, options.arch, (*image.DISK_MODULES, *image.MORE_MODULES[:1]))
+    keyboard = machine.BOARDS[options.arch].keyboard
+    image.add_modules(tree, options.arch, (*image.DISK_MODULES, "loop", *keyboard))
     for folder in "data", "inside":
         image.add(tree, folder, image.directory())
-    image.add(tree, "etc/rc.scenario", image.file(RC))
+    image.add(tree, "etc/rc.scenario", image.file(RC % " ".join(keyboard)))
     for name, number in SIGNALS.items():
         image.add(tree, "root/" + name, image.file(SAVES % {"name": name, "signal": number}))
     for name, each in SCENARIOS.items():
@@ -449,7 +459,8 @@ def make_base(options, directory):
     root, small = image.on_a_disk(tree, options.arch)
     disks.write({}, directory / "image", IMAGE_MIB)
     inner = image.file(directory / "image")
-    data = {"image": inner, "swap": image.file(b"x" * SWAP_BYTES), **{name: image.directory() for name in ("folder", "bound", "scratch", "more")}}
+    data = {name: image.directory() for name in ("folder", "bound", "scratch", "more")}
+    data.update(image=inner, swap=image.file(b"x" * SWAP_BYTES))
     paths = [directory / machine.disk_name(number) for number in range(len(DISKS))]
     for content, path, (_, mebibytes) in zip((root, data, {"image": inner}), paths, DISKS):
         disks.write(content, path, mebibytes)
@@ -481,7 +492,8 @@ def live(options, base, scenario, plan, directory):
 def resume(options, saved, scenario, plan, directory):
     """The same from where a machine was saved: a third of the time."""
     paths = copied(saved.disks, directory)
-    with machine.Machine(options.arch, saved.kernel, saved.initramfs, kernel_words(options.arch, scenario, ""), paths, state=saved.state) as running:
+    parts = (saved.kernel, saved.initramfs, kernel_words(options.arch, scenario, ""), paths)
+    with machine.Machine(options.arch, *parts, state=saved.state) as running:
         running.console.text, running.console.position = saved.console, len(saved.console)
         running.type(plan)
         return end_of_life(options, scenario, running, directory)
@@ -512,8 +524,8 @@ class Saved:
 
     def save(self, scenario, directory):
         directory.mkdir(exist_ok=True)
-        base, paths = self.base, copied(self.base.disks, directory)
-        with machine.Machine(self.options.arch, base.kernel, base.initramfs, kernel_words(self.options.arch, scenario, ""), paths) as running:
+        base, paths, words = self.base, copied(self.base.disks, directory), kernel_words(self.options.arch, scenario, "")
+        with machine.Machine(self.options.arch, base.kernel, base.initramfs, words, paths) as running:
             soak.wait_for(running, "vm-test: saved$", soak.Patience(running.process.pid, self.options.patience))
             running.save(directory / "state")
             return base._replace(disks=paths, state=directory / "state", console=running.console.drain())
@@ -552,7 +564,7 @@ def attempt(options, base, saved, point, directory):
 
 
 def judge(options, base, saved, point, directory):
-    """One point's Result; whatever goes wrong is its own failure. What was not reached, or was the host's doing, gets a second machine."""
+    """One point's Result; whatever goes wrong is its own failure. What was not reached, or the host's doing, gets a second machine."""
     started = time.monotonic()
     for _ in range(2):
         shutil.rmtree(directory, ignore_errors=True)
@@ -638,7 +650,8 @@ def row(name, results):
     counts = collections.Counter(result.verdict for result in results)
     failed = sum(counts[verdict] for verdict in FAILED)
     seconds = [result.seconds for result in results]
-    return [name, len(results), sum(counts[each] for each in SURVIVED), *(counts[each] for each in COUNTED), failed, "%.1f" % statistics.median(seconds)]
+    return [name, len(results), sum(counts[each] for each in SURVIVED), *(counts[each] for each in COUNTED), failed,
+            "%.1f" % statistics.median(seconds)]
 
 
 COLUMNS = ("tried", "survived", *COUNTED, "failed", "median s")
@@ -648,7 +661,8 @@ def table(results):
     """The lines of the table: who executed the line and when, and all."""
     if not results:
         return []
-    roles = list(dict.fromkeys(result.point.role for result in sorted(results, key=lambda each: list(SCENARIOS).index(each.point.scenario))))
+    in_order = sorted(results, key=lambda each: list(SCENARIOS).index(each.point.scenario))
+    roles = list(dict.fromkeys(result.point.role for result in in_order))
     rows = [row(role, [result for result in results if result.point.role == role]) for role in roles]
     return ["%-20s" % first + "".join("%12s" % word for word in words)
             for first, *words in [("who, and when", *COLUMNS), *rows, row("all", results)]]
@@ -682,7 +696,8 @@ def report(options, results, left):
 
 def parse(words):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lines", nargs="*", metavar="LINE", help="all, few, a number, or SCENARIO:ROLE:LINE[:EXCEPTION]... (default: %d)" % SAMPLE)
+    parser.add_argument("lines", nargs="*", metavar="LINE",
+                        help="all, few, a number, or SCENARIO:ROLE:LINE[:EXCEPTION]... (default: %d)" % SAMPLE)
     parser.add_argument("--seed", type=int, default=SEED, help="which lines, and which exception at each (default: %(default)s)")
     parser.add_argument("--arch", default=None, choices=packages.ARCHITECTURES, help="the guests' architecture (default: this machine's)")
     parser.add_argument("--init", type=pathlib.Path, default=PYINIT1, metavar="FILE", help="what becomes /sbin/init (default: pyinit1.py)")
