@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import os
 import random
 import re
@@ -11,9 +12,9 @@ import time
 
 import pytest
 
-from helpers import PYINIT1, SECONDS, is_alive, poll
+from helpers import PYINIT1, SECONDS, Process, is_alive, poll
 from injecting import SCENARIOS, live
-from updating import Updatable, from_here, generation, quiet
+from updating import NAMELESS, ON_TRIAL, Updatable, from_here, generation, quiet
 
 from injection import EXCEPTIONS, functions_of
 
@@ -92,9 +93,9 @@ def test_an_exception_at_any_line_costs_nothing(figure):
 
 # ---- what a crash costs, and when it is one too many
 
-def crashing(when, also=""):
+def crashing(when, also="", early=""):
     """pyinit1.py, that crashes when it answers SIGHUP and this expression is true."""
-    return generation(1, late="""
+    return generation(1, early, late="""
 answer_well = Init.answer
 def answer(self, number):
     if number == signal.SIGHUP and (%s):
@@ -140,6 +141,15 @@ def test_a_crash_costs_the_server_nothing(namespace, plain):
     assert namespace.log.text.count("server: asked: system.shutdown") == namespace.log.text.count("server: ready") == 1
 
 
+def test_a_variable_without_a_name_is_left_out_of_the_next_one(namespace):
+    """execve(2) takes it from others, and os.execve() from nobody."""
+    server = start(namespace, crashing(ONCE), prefix=NAMELESS)
+    assert "=x" in Process(namespace.init).read("environ").split("\0")
+    crash(namespace)
+    assert is_alive(server.outer) and [each.pid for each in namespace.children()] == [server.pid]
+    namespace.power_off()
+
+
 def test_a_signal_that_always_crashes_it_is_given_up(namespace):
     server = start(namespace, crashing("True"))
     from_here(namespace)
@@ -150,13 +160,18 @@ def test_a_signal_that_always_crashes_it_is_given_up(namespace):
     namespace.power_off()
 
 
-def test_the_sixth_crash_in_a_minute_is_the_last(namespace):
-    server = start(namespace, crashing("True"))
+STATE_CRASHES = "def state(self):\n    return 1 / 0\nInit.state = state\n"
+
+
+@pytest.mark.parametrize("also", ["", STATE_CRASHES], ids=["its state is handed over", "its state cannot be said"])
+def test_the_sixth_crash_in_a_minute_is_the_last(namespace, also):
+    server = start(namespace, crashing("True", also))
     for _ in range(6):
         if namespace.log.ended:
             break
-        namespace.kill(signal.SIGHUP)
         before = namespace.log.drain().count("pyinit1: crashed: ZeroDivisionError")
+        with contextlib.suppress(ProcessLookupError):           # it has just ended
+            namespace.kill(signal.SIGHUP)
         poll(lambda: namespace.log.drain().count("pyinit1: crashed: ZeroDivisionError") > before or namespace.log.ended, SECONDS, "a crash")
         poll(lambda: namespace.log.drain().count("pyinit1: ready") > namespace.log.text.count("pyinit1: crashed: ZeroDivisionError") or namespace.log.ended,
              SECONDS, "the next one to be ready")
@@ -219,7 +234,7 @@ def test_a_command_that_is_run_once_outlives_a_crash(namespace):
     assert len(re.findall("^once: got SIGTERM", namespace.log.text, re.M)) == 1
 
 
-@pytest.mark.parametrize("where", ["report_crash", "Init.hand_over", "Log.error", "Log.write"])
+@pytest.mark.parametrize("where", ["report_crash", "hand_over", "Init.state", "Init.leave", "count_crash", "recent_crashes", "take_back", "Log.error", "Log.write"])
 def test_what_always_fails_in_the_handler_costs_the_server_nothing(namespace, where):
     """It is found when something else crashes."""
     broken = "%s = lambda *_: 1 / 0" % where if where != "Log.write" else "write_well = Log.write\n" \
@@ -231,6 +246,73 @@ def test_what_always_fails_in_the_handler_costs_the_server_nothing(namespace, wh
     namespace.wait_for("^pyinit1: ready")
     assert is_alive(server.outer)
     assert [each.pid for each in namespace.children()] == [server.pid]
+    namespace.power_off()
+
+
+# Where COMMAND's stop gets lost, if it does: when it is read, and when it is answered.
+STOP_CRASHES = {
+    "before it is noted": """
+wifstopped_well = os.WIFSTOPPED
+def WIFSTOPPED(status):
+    if wifstopped_well(status) and not os.path.exists("/run/crashed"):
+        os.close(os.open("/run/crashed", os.O_WRONLY | os.O_CREAT))
+        raise ZeroDivisionError("on purpose")
+    return wifstopped_well(status)
+os.WIFSTOPPED = WIFSTOPPED
+""",
+    "before it is answered": """
+command_stopped_well = Init.command_stopped
+def command_stopped(self, number):
+    return command_stopped_well(self, number) if self.crashes else 1 / 0
+Init.command_stopped = command_stopped
+""",
+}
+
+
+@pytest.mark.parametrize("words", [("--",), ("--respawn", "--")], ids=["once", "respawn"])
+@pytest.mark.parametrize("when", STOP_CRASHES)
+def test_a_command_that_was_stopped_is_continued_after_a_crash(namespace, when, words):
+    """Nobody else would: its stop is said once."""
+    namespace.start(*words, "sleep", "100000", init=Updatable(namespace, generation(1, late=STOP_CRASHES[when])).inside)
+    command = namespace.pid_said(r"^pyinit1: COMMAND started: pid (\d+)")
+    poll(lambda: Process(command.outer).name == "sleep", SECONDS, "COMMAND to be itself")
+    os.kill(command.outer, signal.SIGTSTP)
+    namespace.wait_for("^pyinit1: crashed: ZeroDivisionError")
+    namespace.wait_for(r"^pyinit1: COMMAND continued: pid %d: SIGTSTP stopped it" % command.pid)
+    poll(lambda: Process(command.outer).state == "S", SECONDS, "COMMAND to go on")
+    assert namespace.log.drain().count("pyinit1: crashed: ") == 1
+
+
+# Something of the disk does not answer: who starts our file again never gets ready, or does not even get that far.
+DEAD_DISK = {
+    "what is tried": ("if %s:\n    time.sleep(1000)\n" % ON_TRIAL, "RECOVERY_LIMIT = 1.0\n", "trial start: not ready within 1 s"),
+    "who tries it": ("", "RECOVERY_LIMIT = 0.5\ndef trial_start(*_):\n    time.sleep(1000)\n", "trial start: not done within 1.5 s"),
+}
+
+
+@pytest.mark.parametrize("who", DEAD_DISK)
+def test_after_a_crash_nobody_comes_back_if_the_disk_holds(namespace, who):
+    """A re-exec would never come back, and then nothing would end what is left: so it ends, and the engine starts it anew."""
+    early, late, said = DEAD_DISK[who]
+    home = Updatable(namespace, crashing(ONCE, late, early))
+    namespace.start(init=home.inside)
+    server = namespace.server()
+    namespace.kill(signal.SIGHUP)
+    assert namespace.wait() == 1
+    text = namespace.log.text
+    assert text.count("pyinit1: crashed: ZeroDivisionError") == text.count("generation: 1") == 1
+    assert text.index("pyinit1: crashed: ") < text.index("pyinit1: " + said)
+    assert not is_alive(server.outer)
+
+
+@pytest.mark.parametrize("where", ["trial_start", "start_helper"])
+def test_where_the_file_cannot_be_tried_a_crash_costs_the_server_nothing_either(namespace, where):
+    """No memory, no processes: the file is most likely what it was."""
+    refuses = "def %s(*_):\n    raise OSError(12, 'Cannot allocate memory')\n" % where
+    server = start(namespace, crashing(ONCE, refuses))
+    crash(namespace)
+    assert re.search("^pyinit1: trial start: .*Cannot allocate memory", namespace.log.text, re.M)
+    assert is_alive(server.outer) and [each.pid for each in namespace.children()] == [server.pid]
     namespace.power_off()
 
 

@@ -82,7 +82,7 @@ def refused(namespace):
     reason = namespace.wait_for("^pyinit1: self-update: refused: (.*)$", 3 * UPDATE_LIMIT)[1]
     answers(namespace)
     lines = [line for line in namespace.log.text[start_of_it:].splitlines() if line.startswith("pyinit1: ")]
-    said = [line for line in lines if not re.match("pyinit1: (signal: |self-update: /run/|COMMAND started: )", line)]
+    said = [line for line in lines if not re.match("pyinit1: (signal: |self-update: /run/|(COMMAND|server) started: )", line)]
     assert len(said) == 1, lines
     return reason
 
