@@ -484,6 +484,22 @@ def test_a_signal_that_came_meanwhile_is_answered(home, number, said):
     home.namespace.wait_for("^pyinit1: signal: " + said)
 
 
+AT_THE_LAST_MOMENT = """
+state_well = Init.state
+def state(self):
+    os.kill(os.getpid(), signal.SIGHUP)
+    return state_well(self)
+Init.state = state
+"""
+
+
+def test_a_signal_that_comes_just_before_the_re_exec_is_answered_after_it(home):
+    home.path.write_text(generation(1, late=AT_THE_LAST_MOMENT))
+    start(home)
+    update(home)
+    home.namespace.wait_for("^pyinit1: signal: SIGHUP: ignored")
+
+
 def test_a_request_for_an_update_that_came_meanwhile_is_the_next_update(home):
     kept = start(home)
     held(home)
