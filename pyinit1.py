@@ -1024,8 +1024,9 @@ def is_our_child(pid):
 
 
 # What becomes of a helper: its exit status, or GIVEN_UP if we did not wait for its end. REFUSED: deed() said no, by ValueError.
-# NOT_NEEDED: it returned False, as there was nothing to do. FAILED is all else, that there is no helper included.
-DONE, REFUSED, FAILED, NOT_NEEDED, GIVEN_UP = range(5)
+# NOT_NEEDED: it returned False, as there was nothing to do. FAILED is all else, that there is no helper included; one that
+# could not even log why ends with UNSAID.
+DONE, REFUSED, FAILED, NOT_NEEDED, GIVEN_UP, UNSAID = range(6)
 
 
 def start_helper(what, deed, helpers):
@@ -1034,7 +1035,7 @@ def start_helper(what, deed, helpers):
     `helpers` has None for its pid from the statement that forks: it is known whatever happens to us then. It leads a process
     group, and logs why it was not done.
     """
-    code = FAILED
+    code = UNSAID
     helpers[(pid := os.fork())] = None
     if pid == 0:
         try:
@@ -1043,8 +1044,8 @@ def start_helper(what, deed, helpers):
             log.late.clear()  # the parent writes those
             code = NOT_NEEDED if deed() is False else DONE
         except BaseException as why:
-            code = REFUSED if isinstance(why, ValueError) else FAILED
             log.error(f"{what}: {in_words(why)}")
+            code = REFUSED if isinstance(why, ValueError) else FAILED
         finally:
             try:
                 log.drain()
@@ -1522,8 +1523,7 @@ def update_server(keep_old):
     except OSError:
         return False
     log.info(f"server's update: {path}.new")
-    update(path, SERVER_BYTES, lambda *_: None, keep_old)
-    return True
+    return update(path, SERVER_BYTES, lambda *_: None, keep_old)  # the last statement: what is done may not fail any more
 
 
 def bring_back(path):
@@ -2010,7 +2010,7 @@ class Init:
         status = self.helpers.pop(helper)
         if status is None:
             return GIVEN_UP
-        if os.WIFSIGNALED(status):
+        if os.waitstatus_to_exitcode(status) not in (DONE, REFUSED, FAILED, NOT_NEEDED):
             log.error(f"{what}: {how_it_ended(status)}")
         return outcome_of(status)
 
