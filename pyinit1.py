@@ -388,6 +388,8 @@ def hold(path, flags):
 def read_held(path):
     """The whole of a file of /proc as it is now; empty where it could not be opened. Raises OSError."""
     data = b""
+    if path not in held:
+        step(path, hold, path, os.O_RDONLY)  # something was wrong at the start
     while path in held:
         part = os.pread(held[path], 65536, len(data))
         data += part
@@ -1184,6 +1186,8 @@ class Release:
             return ""
         except OSError as why:
             return why.strerror
+        except Exception as why:  # a bug shall not cost the disk what comes next
+            return in_words(why)
 
     def run(self):
         """Sync, release swap and loop devices, unmount, make read-only or freeze what is left, sync."""
@@ -1623,6 +1627,9 @@ HANDED_OVER = (
     "server", "started", "start_at", "started_at", "unsettled", "cwd", "terminal", "restart", "update", "unheard", "request", "ending",
     "releasing", "status", "reaped", "stopped", "crashes", "probation", "server_probation", "server_deaths", "leaving", "had_terminal",
 )  # fmt: skip
+
+
+ITS_OWN_FAILURE = b"a failure of its own"  # what a Release ended of; the next one does all of it once more
 
 
 class Init:
@@ -2402,7 +2409,10 @@ class Init:
                 return
 
     def follow_release(self, disk_time):
-        """Start a child that does Release; -> the step that holds it, or that it died of; empty if all is done. Raises OSError."""
+        """Start a child that does Release; -> the step that holds it; empty if all is done. Raises OSError.
+
+        If it has ended without that: ITS_OWN_FAILURE; the second time, the step at which it did.
+        """
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # stays open: who is left behind may go on later
         helper = start_helper("the end", Release(self.stuck, write_end).run, self.helpers)
         os.close(write_end)
@@ -2418,7 +2428,10 @@ class Init:
                 alive = time.monotonic()
             if disk_time.is_over() or time.monotonic() >= alive + STUCK_AFTER:
                 break
-        return b"" if self.helpers[helper] == 0 else doing
+        status = self.helpers[helper]
+        if status == 0:
+            return b""
+        return doing if status is None or ITS_OWN_FAILURE in self.stuck else ITS_OWN_FAILURE
 
 
 # ---- main
