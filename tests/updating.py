@@ -9,7 +9,7 @@ from helpers import PYINIT1, PYTHON, SECONDS, Process, pending, poll
 
 from injection import with_statements
 
-LET_GO = 2.0                # s: then strace waits for what will never come
+LET_GO = 5.0                # s: then strace waits for what will never come
 # Is this a trial start, and not the PID 1 that we know?
 ON_TRIAL = '(os.getpid() != 1 or os.readlink("/proc/self/ns/pid") != os.readlink("/proc/1/ns/pid"))'
 
