@@ -484,17 +484,22 @@ def test_a_signal_that_came_meanwhile_is_answered(home, number, said):
     home.namespace.wait_for("^pyinit1: signal: " + said)
 
 
+# The old file gets a signal at the last moment: it has seen it, and does not answer it any more; or signals are blocked already.
+LAST_MOMENTS = {"seen": "Log.drain", "blocked": "Init.state"}
 AT_THE_LAST_MOMENT = """
-state_well = Init.state
-def state(self):
-    os.kill(os.getpid(), signal.SIGHUP)
-    return state_well(self)
-Init.state = state
+def last(well):
+    def method(self):
+        if os.getpid() == 1:
+            os.kill(1, signal.SIGHUP)
+        return well(self)
+    return method
+{0} = last({0})
 """
 
 
-def test_a_signal_that_comes_just_before_the_re_exec_is_answered_after_it(home):
-    home.path.write_text(generation(1, late=AT_THE_LAST_MOMENT))
+@pytest.mark.parametrize("moment", LAST_MOMENTS)
+def test_a_signal_that_comes_just_before_the_re_exec_is_answered_after_it(home, moment):
+    home.path.write_text(generation(1, late=AT_THE_LAST_MOMENT.format(LAST_MOMENTS[moment])))
     start(home)
     update(home)
     home.namespace.wait_for("^pyinit1: signal: SIGHUP: ignored")
@@ -580,6 +585,20 @@ def test_a_request_to_end_during_the_trial_goes_first(home, number):
     began = time.monotonic()
     assert home.namespace.power_off(number=number) < UPDATE_LIMIT / 2, began
     assert home.path.read_text() == generation(1)
+
+
+SLOW_TO_GO = "go_well = go_with_parent\ndef go_with_parent():\n    time.sleep(UPDATE_LIMIT)\n    go_well()\n"
+
+
+def test_a_trial_that_has_not_yet_tied_itself_to_its_parent_does_not_outlive_it(home):
+    """A busy machine: the end comes between fork(2) and prctl(2). It would last as long as the grace of those who ignore SIGTERM."""
+    home.path.write_text(generation(1, late=SLOW_TO_GO))
+    start(home)
+    home.offer(generation(2))
+    home.namespace.kill(signal.SIGUSR2)
+    poll(lambda: nested(home.namespace), SECONDS, "the trial to start")
+    home.namespace.power_off()
+    assert "others killed" not in home.namespace.log.text
 
 
 def test_a_file_offered_during_the_trial_is_the_next_update(home):
