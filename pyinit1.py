@@ -64,7 +64,7 @@ is met before it is used; the one object, Init, comes after all that can do with
 import _signal as signal
 import posix  # built in, too
 
-PARENT = posix.getppid()  # -p: it may die while the rest is read
+OWN_PID, PARENT = posix.getpid(), posix.getppid()  # -p: that may die while the rest is read
 if __name__ == "__main__":
     # No request is lost: what comes from here on waits until the loop can answer it. Nor is a child's status:
     # a parent may have left us SIGCHLD ignored, and then the kernel would reap for us.
@@ -1592,14 +1592,23 @@ def limit_threads():
 
 def release_again(stuck):
     """All that the end does to disks once more, without the loop; what it could not do in time the kernel is asked for."""
-    if done_in_time("the end: disks", Release(stuck, -1).run, DISKS_LIMIT) != DONE:
+    outcome = done_in_time("the end: disks", Release(stuck, -1).run, DISKS_LIMIT)
+    if outcome == FAILED:
+        outcome = done_in_time("the end: disks", Release(stuck, -1).run, DISKS_LIMIT)
+    if outcome != DONE:
         ask_kernel([b"u"])
+
+
+def sync_twice():
+    """sync(2): first what is in loop devices, then the files that those are."""
+    os.sync()
+    os.sync()
 
 
 def hurry(how):
     """Sync in a child for at most HURRY_LIMIT, then reboot(2). Returns only if that fails."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    outcome = done_in_time("sync", os.sync, HURRY_LIMIT)
+    outcome = done_in_time("sync", sync_twice, HURRY_LIMIT)
     if outcome != DONE:
         ask_kernel([b"s"])
     if outcome == FAILED:
@@ -2634,7 +2643,8 @@ def quietly(deed, *arguments):
             deed(*arguments)
             return True
         except BaseException:
-            pass
+            if os.getpid() != OWN_PID:
+                os._exit(126)  # a child of ours that never became what it should
     return False
 
 
