@@ -103,7 +103,7 @@ def quiet(namespace):
     def look():
         before = Process(namespace.init)
         busy = before.signals("SigBlk") | pending(before) or "socket:" in str(before.descriptors().values()) \
-            or {before.words, ""} & {child.words for child in namespace.children()}     # none: a child that ends just now
+            or {before.words, ""} & {child.words for child in namespace.children() if child.state != "Z"}     # none: one that ends just now
         after = Process(namespace.init)             # it did not wake up between two of these looks
         return not busy and before.state == after.state == "S" and switches(before) == switches(after)
 
