@@ -137,7 +137,7 @@ STARTED = "server: ready: pid 92\npyinit1: server started: pid 92: /sbin/zinit-s
     (STARTED + "vm-test: asking\n", "panic", "panic"), (STARTED, "panic", "panic"),
     (STARTED + "vm-test: asking\n", "guest-reset", "wrong end"), (STARTED, "guest-shutdown", "wrong end"),
     (STARTED + "vm-test: failed: mount\n", None, "the guest failed"),
-    (STARTED + "vm-test: asking\n", "QEMU's own end", "host"),
+    (STARTED + "vm-test: asking\n", "QEMU's own end", "host"), (STARTED + "vm-test: asking\n", "host-signal", "host"),
 ])
 def test_a_machine_goes_on_until_the_request_and_ends_as_asked(monkeypatch, text, end, judgement):
     monkeypatch.setattr(faults.soak, "ask_the_kernel", lambda running: "")

@@ -54,7 +54,7 @@ import soak
 PYINIT1 = pathlib.Path(__file__).resolve().parent.parent / "pyinit1.py"
 
 PATIENCE = 90.0             # seconds of QEMU's own in which the boot, and then the end, must come: soak.Patience
-PARKED = 8.0                # ... that a machine may go on after somebody in it has parked
+PARKED = 16.0               # ... that a machine may go on after somebody in it has parked: pyinit1's DISKS_LIMIT, and more
 SEED = 1                    # which lines are tried, and which exception at each
 SAMPLE = 50                 # lines
 KEPT_DISKS = 5              # so many failures keep their disks, too

@@ -247,6 +247,8 @@ def wait_for(running, pattern, clock):
 def end_of(running):
     """(judgement, details) of an end that has come; one that QEMU says nothing of is this computer's doing."""
     kind, details = running.how_it_ended()
+    if kind == "host-signal":
+        return "host", "somebody on this computer ended QEMU"
     if kind == "QEMU's own end":
         return "host", "QEMU ended by itself: exit status %s" % running.process.wait()
     return kind, details
