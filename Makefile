@@ -46,7 +46,7 @@ soak: soak-needs ## N=200 machines that end at random, with what misbehaves; the
 faults: test-needs venv ## an exception at every line of pyinit1.py that is executed, one run each: 7 minutes
 	@PYINIT1_FAULTS=all $(PYTEST) -q tests/test_crash.py
 
-faults-vm: soak-needs ## the same for what only a machine executes, one machine a line: half an hour (N=all lines, SEED=, ARCH=, JOBS=2, INIT=FILE)
+faults-vm: soak-needs ## the same for what only a machine executes, one machine a line: an hour (N=all lines, SEED=, ARCH=, JOBS=2, INIT=FILE)
 	@vm-test/faults.py --arch $(ARCH) --jobs $(or $(JOBS),2) $(if $(SEED),--seed $(SEED)) $(if $(INIT),--init '$(INIT)') $(or $(N),all)
 
 fuzz:           ## N=1000 random schedules of signals, deaths, updates, crashes and ends, against a model (SEED=, JOBS=4, INIT=FILE): ten minutes
