@@ -4,6 +4,7 @@ pyinit1.py and what is new stand in /run/init of the namespace: a folder that, a
 """
 
 import contextlib
+import fcntl
 import itertools
 import os
 import pty
@@ -233,6 +234,20 @@ def test_where_others_may_write_the_root_nothing_is_trusted(tmp_path, mode, owne
     pyinit1.os = types.SimpleNamespace(**{**vars(os), "stat": lambda path: root if path == "/" else good})      # pytest looks at files, too
     with contextlib.nullcontext() if trusted else pytest.raises(ValueError, match="^/: not only ours to write"):
         assert pyinit1.read_trusted(str(file), 100) == b"content"
+
+
+def test_two_that_update_the_same_file_exclude_each_other(tmp_path):
+    """The lock is the helper's, as long as it lives: here a descriptor that is open or closed."""
+    pyinit1, file = load_pyinit1(), tmp_path / "pyinit1.py"
+    file.write_text("old")
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(ValueError, match="another update is under way"):
+        pyinit1.update(str(file), 100, lambda *_: None, True)
+    os.close(other)
+    with pytest.raises(FileNotFoundError):          # it goes on, and there is no new file
+        pyinit1.update(str(file), 100, lambda *_: None, True)
+    assert file.read_text() == "old"
 
 
 @pytest.mark.parametrize("kind", ["missing", "broken"])
